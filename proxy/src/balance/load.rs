@@ -1,0 +1,272 @@
+//! Live numbers of one instance and service as this node sees them: carried across versions of
+//! the app, shared by all workers, and pure in that `now` is an argument.
+//!
+//! Limits belong to the service, so what is counted is counted per (instance, service). Estimates
+//! are single words updated without a loop or lock where losing one sample does no harm.
+
+mod latency;
+
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use control::snapshot::Concurrency;
+use tokio::time::Instant;
+
+use super::permit::Permit;
+use super::queue::Queue;
+use latency::Latency;
+
+/// How busy one instance is for one service, and how it has been doing.
+///
+/// One cache line, as all of it is read or written by the same request.
+#[repr(align(64))]
+pub struct Load {
+    in_flight: AtomicU32,
+    /// Limits of the newest version, so that a request that holds an older one keeps to them too.
+    soft: AtomicU32,
+    hard: AtomicU32,
+    flags: AtomicU8,
+    /// Consecutive failures, saturating.
+    failures: AtomicU8,
+    /// Ejections in a row, each longer than the one before.
+    ejections: AtomicU8,
+    latency: Latency,
+    ejected_until: AtomicU64,
+    full_until: AtomicU64,
+    absent_until: AtomicU64,
+    queue: Arc<Queue>,
+}
+
+/// The three values of load (fly-proxy's "concurrency guidelines").
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    UnderSoft,
+    UnderHard,
+    AtHard,
+}
+
+/// Milliseconds on the process's own clock; what deadlines in [`Load`] are kept in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Millis(u64);
+
+const CORDONED: u8 = 1;
+/// Not in the newest version of its app any more.
+const GONE: u8 = 2;
+/// An active check fails.
+const UNHEALTHY: u8 = 4;
+
+/// Failures in a row after which an instance is left alone for a while.
+pub(super) const FAILURES_MAX: u8 = 3;
+
+/// The first ejection; the n-th in a row lasts n times as long (Envoy's outlier detection).
+const EJECTION: Duration = Duration::from_secs(5);
+
+const EJECTION_MAX: Duration = Duration::from_secs(60);
+
+/// How long a peer's "at its limit" is believed: about as long as a request takes, because every
+/// node that forgets it asks again.
+const FULL: Duration = Duration::from_millis(250);
+
+/// How long a peer's "not here" is believed; the inventory should say the same by then.
+const ABSENT: Duration = Duration::from_secs(2);
+
+// === impl Load ===
+
+impl Load {
+    pub fn new(queue: Arc<Queue>, concurrency: &Concurrency, now: Instant) -> Self {
+        let load = Self {
+            in_flight: AtomicU32::new(0),
+            soft: AtomicU32::new(0),
+            hard: AtomicU32::new(0),
+            flags: AtomicU8::new(0),
+            failures: AtomicU8::new(0),
+            ejections: AtomicU8::new(0),
+            latency: Latency::guess(Millis::at(now)),
+            ejected_until: AtomicU64::new(0),
+            full_until: AtomicU64::new(0),
+            absent_until: AtomicU64::new(0),
+            queue,
+        };
+        load.set_limits(concurrency);
+        load
+    }
+
+    /// Requests or connections that hold a permit now.
+    pub fn in_flight(&self) -> u32 {
+        self.in_flight.load(Relaxed)
+    }
+
+    pub fn level(&self, now: Millis) -> Level {
+        let in_flight = self.in_flight.load(SeqCst); // see `Permit`: the waiter's half
+        if in_flight >= self.hard.load(Relaxed) || self.full_until.load(Relaxed) > now.0 {
+            Level::AtHard
+        } else if in_flight >= self.soft.load(Relaxed) {
+            Level::UnderHard
+        } else {
+            Level::UnderSoft
+        }
+    }
+
+    /// Whether the inventory and the active checks allow new work, and its node has not just said
+    /// that it is not there.
+    pub fn is_routable(&self, now: Millis) -> bool {
+        self.flags.load(Relaxed) == 0 && self.absent_until.load(Relaxed) <= now.0
+    }
+
+    /// Whether it failed so often that it is left alone.
+    pub fn is_ejected(&self, now: Millis) -> bool {
+        self.ejected_until.load(Relaxed) > now.0
+    }
+
+    /// Whether its active checks succeed, or have not said otherwise yet.
+    pub fn is_healthy(&self) -> bool {
+        self.flags.load(Relaxed) & UNHEALTHY == 0
+    }
+
+    /// Lower is better: peak-EWMA latency × (pending + 1) × penalty for failures.
+    pub fn cost(&self, now: Millis) -> f64 {
+        f64::from(self.latency.estimate(now)) * (f64::from(self.in_flight()) + 1.0)
+    }
+
+    /// A permit, if the hard limit allows one more.
+    pub fn try_acquire(self: &Arc<Self>) -> Option<Permit> {
+        let hard = self.hard.load(Relaxed);
+        let one_more = |in_flight| (in_flight < hard).then(|| in_flight + 1);
+        self.in_flight.fetch_update(SeqCst, SeqCst, one_more).ok()?;
+        self.queue.permits().add(1);
+        Some(Permit::new(self.clone()))
+    }
+
+    /// The head of an answer came after `took`.
+    pub fn answered(&self, took: Duration, now: Instant) {
+        self.latency.observe(took, Millis::at(now));
+        if self.failures.load(Relaxed) != 0 {
+            self.failures.store(0, Relaxed);
+            let ejections = self.ejections.load(Relaxed);
+            self.ejections.store(ejections.saturating_sub(1), Relaxed);
+        }
+    }
+
+    /// It answered, but with an error of its own (5xx). That costs it preference, not its place: a
+    /// stranger who knows a URL that fails must not be able to eject a tenant's instances.
+    pub fn answered_with_error(&self, took: Duration, now: Instant) {
+        self.answered(took, now);
+        self.latency.penalise(Millis::at(now));
+    }
+
+    /// Somebody stopped waiting after `waited`: known to be no faster than that.
+    pub fn abandoned(&self, waited: Duration, now: Instant) {
+        self.latency.observe_at_least(waited, Millis::at(now));
+    }
+
+    /// An attempt failed for a reason that is the instance's.
+    pub fn failed(&self, now: Instant) {
+        let now = Millis::at(now);
+        self.latency.penalise(now);
+        let failures = self.failures.load(Relaxed).saturating_add(1);
+        self.failures.store(failures, Relaxed);
+        let until = self.ejected_until.load(Relaxed);
+        // What was in flight when it was ejected says nothing new.
+        if failures < FAILURES_MAX || until > now.0 {
+            return;
+        }
+        let ejections = self.ejections.load(Relaxed).saturating_add(1);
+        let ejection = (EJECTION * u32::from(ejections)).min(EJECTION_MAX);
+        // Of several failures at once one ejects.
+        if self
+            .ejected_until
+            .compare_exchange(until, now.after(ejection).0, Relaxed, Relaxed)
+            .is_ok()
+        {
+            self.ejections.store(ejections, Relaxed);
+        }
+    }
+
+    /// The instance's node said that it is at its hard limit.
+    pub fn full(&self, now: Instant) {
+        self.full_until.store(Millis::at(now).after(FULL).0, Relaxed);
+    }
+
+    /// The instance's node said that it does not have it, or not for us.
+    pub fn absent(&self, now: Instant) {
+        self.absent_until.store(Millis::at(now).after(ABSENT).0, Relaxed);
+    }
+
+    /// The active checks' verdict; says whether it is a new one.
+    pub fn set_healthy(&self, healthy: bool) -> bool {
+        let changed = self.set(UNHEALTHY, !healthy);
+        if changed {
+            self.queue.look_again();
+        }
+        changed
+    }
+
+    pub(crate) fn set_cordoned(&self, cordoned: bool) {
+        self.set(CORDONED, cordoned);
+    }
+
+    /// Not part of the app any more; permits that are out come back as usual.
+    pub(crate) fn set_gone(&self) {
+        self.set(GONE, true);
+    }
+
+    pub(crate) fn set_limits(&self, concurrency: &Concurrency) {
+        self.soft.store(concurrency.soft_limit, Relaxed);
+        self.hard.store(concurrency.hard_limit.unwrap_or(u32::MAX), Relaxed);
+    }
+
+    pub(super) fn queue(&self) -> &Arc<Queue> {
+        &self.queue
+    }
+
+    /// Whether the permit of one that is about to end may go to somebody else.
+    pub(super) fn may_pass_on(&self, now: Millis) -> bool {
+        self.is_routable(now)
+            && !self.is_ejected(now)
+            && self.full_until.load(Relaxed) <= now.0
+            && self.in_flight() <= self.hard.load(Relaxed)
+    }
+
+    pub(super) fn give_back(&self) {
+        let before = self.in_flight.fetch_sub(1, SeqCst);
+        debug_assert!(before > 0, "a permit was given back twice");
+        self.queue.permits().add(-1);
+    }
+
+    fn set(&self, flag: u8, on: bool) -> bool {
+        let before = if on {
+            self.flags.fetch_or(flag, Relaxed)
+        } else {
+            self.flags.fetch_and(!flag, Relaxed)
+        };
+        (before & flag != 0) != on
+    }
+}
+
+// === impl Millis ===
+
+impl Millis {
+    pub fn at(now: Instant) -> Self {
+        // An hour before first use: a deadline of 0 is in the past for every clock, also for that
+        // of a test which was stopped before another test began.
+        static ORIGIN: LazyLock<Instant> = LazyLock::new(|| {
+            let now = Instant::now();
+            now.checked_sub(Duration::from_secs(3600)).unwrap_or(now)
+        });
+        let since = now.saturating_duration_since(*ORIGIN).as_millis();
+        Self(u64::try_from(since).unwrap_or(u64::MAX))
+    }
+
+    fn after(self, duration: Duration) -> Self {
+        Self(self.0.saturating_add(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)))
+    }
+
+    /// The low half, enough for differences of up to 49 days.
+    fn low(self) -> u32 {
+        self.0 as u32
+    }
+}
+
+#[cfg(test)]
+mod tests;

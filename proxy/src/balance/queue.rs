@@ -1,0 +1,198 @@
+//! Who waits for a permit of one app and service: bounded, first come first served.
+//!
+//! Permits are handed to waiters, not fought for: whoever gives one back offers it here
+//! (`Queue::offer`). While nobody waits the queue costs one relaxed load.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed, Ordering::SeqCst};
+
+use parking_lot::Mutex;
+use telemetry::metrics::{Gauge, Registry};
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
+use tokio::sync::oneshot;
+
+use super::Tried;
+use super::permit::Permit;
+use crate::error::{Code, Failure};
+use crate::inventory::AppLive;
+
+/// The queue of one app and service, shared by all workers.
+pub struct Queue {
+    live: Arc<AppLive>,
+    metrics: Metrics,
+    /// Length of `waiters`, to be read without the lock.
+    waiting: AtomicU32,
+    waiters: Mutex<Waiters>,
+    /// Something changed that no permit tells: instances came, or one is healthy again.
+    changed: Notify,
+}
+
+#[derive(Default)]
+struct Waiters {
+    /// In order of arrival, so also of `ticket`.
+    queue: VecDeque<Waiter>,
+    next_ticket: u64,
+}
+
+struct Waiter {
+    ticket: u64,
+    /// Instances that are of no use to it.
+    tried: Tried,
+    grant: oneshot::Sender<Permit>,
+}
+
+/// A place in a queue, given up when dropped; a permit that came too late goes to the next.
+pub(super) struct Place {
+    queue: Arc<Queue>,
+    ticket: u64,
+    // Dropped after the place was left, see `drop`.
+    pub(super) grant: oneshot::Receiver<Permit>,
+}
+
+/// Gauges of all queues and permits of the node.
+#[derive(Clone)]
+pub struct Metrics {
+    permits: Gauge,
+    waiting: Gauge,
+}
+
+// === impl Queue ===
+
+impl Queue {
+    pub(crate) fn new(live: Arc<AppLive>, metrics: Metrics) -> Self {
+        Self {
+            live,
+            metrics,
+            waiting: AtomicU32::new(0),
+            waiters: Mutex::default(),
+            changed: Notify::new(),
+        }
+    }
+
+    /// How many wait.
+    pub fn waiting(&self) -> u32 {
+        self.waiting.load(SeqCst)
+    }
+
+    /// The app it belongs to.
+    pub(super) fn live(&self) -> &AppLive {
+        &self.live
+    }
+
+    pub(super) fn permits(&self) -> &Gauge {
+        &self.metrics.permits
+    }
+
+    /// Takes the last place, for a permit of any instance that was not tried.
+    ///
+    /// # Errors
+    /// PR04 when as many requests of the app wait as may.
+    pub(super) fn enter(self: &Arc<Self>, tried: &Tried) -> Result<Place, Failure> {
+        if !self.live.may_wait() {
+            return Err(Failure::new(Code::PR04));
+        }
+        let (sender, grant) = oneshot::channel();
+        let mut waiters = self.waiters.lock();
+        let ticket = waiters.next_ticket;
+        waiters.next_ticket += 1;
+        waiters.queue.push_back(Waiter { ticket, tried: tried.clone(), grant: sender });
+        self.waiting.fetch_add(1, SeqCst);
+        drop(waiters);
+        self.metrics.waiting.add(1);
+        Ok(Place { queue: self.clone(), ticket, grant })
+    }
+
+    /// Gives `permit` to the first who can use it.
+    ///
+    /// # Errors
+    /// The permit, when nobody can.
+    pub(super) fn offer(&self, mut permit: Permit) -> Result<(), Permit> {
+        loop {
+            let mut waiters = self.waiters.lock();
+            let first =
+                waiters.queue.iter().position(|waiter| !waiter.tried.contains(permit.load()));
+            let Some(waiter) = first.and_then(|index| waiters.queue.remove(index)) else {
+                return Err(permit);
+            };
+            drop(waiters);
+            self.left();
+            // It may have gone in this moment: then it is the next one's turn.
+            match waiter.grant.send(permit) {
+                Ok(()) => return Ok(()),
+                Err(back) => permit = back,
+            }
+        }
+    }
+
+    /// Lets everybody who waits look for an instance themselves.
+    pub(crate) fn look_again(&self) {
+        if self.waiting() != 0 {
+            self.changed.notify_waiters();
+        }
+    }
+
+    /// Ends when somebody calls [`Self::look_again`] after this call.
+    pub(super) fn changed(&self) -> Notified<'_> {
+        self.changed.notified()
+    }
+
+    fn left(&self) {
+        self.waiting.fetch_sub(1, SeqCst);
+        self.live.waits_no_more();
+        self.metrics.waiting.add(-1);
+    }
+}
+
+// === impl Place ===
+
+impl Place {
+    /// Whether nobody came before.
+    pub(super) fn is_first(&self) -> bool {
+        self.queue.waiters.lock().queue.front().is_some_and(|first| first.ticket == self.ticket)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut waiters = self.queue.waiters.lock();
+        let index = waiters.queue.binary_search_by_key(&self.ticket, |waiter| waiter.ticket);
+        // Not there: it was granted a permit, which ends with the receiver, after the lock.
+        let waiter = index.ok().and_then(|index| waiters.queue.remove(index));
+        if waiters.queue.is_empty() {
+            waiters.queue.shrink_to(0); // an app that was busy once holds nothing for it
+        }
+        drop(waiters);
+        if waiter.is_some() {
+            self.queue.left();
+        }
+    }
+}
+
+// === impl Metrics ===
+
+impl Metrics {
+    pub fn new(registry: &Registry) -> Self {
+        let help = "Requests and connections that count against a limit of an instance.";
+        let permits = registry.gauge("ferrule_permits_in_use", help, &[]);
+        let help = "Requests that wait for a permit.";
+        let waiting = registry.gauge("ferrule_queue_length", help, &[]);
+        Self { permits, waiting }
+    }
+}
+
+/// Requests of one app that wait, over all its services.
+#[derive(Default)]
+pub(crate) struct Waits(AtomicU32);
+
+impl Waits {
+    /// One more, unless there are `max`.
+    pub(crate) fn enter(&self, max: u32) -> bool {
+        self.0.fetch_update(Relaxed, Relaxed, |n| (n < max).then(|| n + 1)).is_ok()
+    }
+
+    pub(crate) fn leave(&self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
