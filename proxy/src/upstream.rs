@@ -1,0 +1,358 @@
+//! From a worker to the instances: sockets, HTTP/1 exchanges, HTTP/2 connections, tunnels.
+//!
+//! It is told where to send ([`Target`]) and says what happened ([`Refused`], [`Failure`]); which
+//! instance takes a request, and whether another one may try, is decided elsewhere. Everything here
+//! belongs to one worker and never leaves its thread.
+
+mod patience;
+mod connect;
+pub(crate) mod framing;
+mod pool;
+mod http1;
+mod http2;
+mod connections;
+mod tunnel;
+pub mod retry;
+
+use std::fmt;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use h2::ext::Protocol;
+use http::{Method, Request, Response};
+use telemetry::ledger::Ledger;
+use telemetry::metrics::Registry;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio_rustls::client::TlsStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::body::Body;
+use crate::config;
+use crate::error::{Code, Failure, Retry};
+use crate::io::cork;
+use crate::nodes::Node;
+
+use connect::{Kinds, Stream, connect};
+use connections::{Connections, Key};
+use http1::{Http1, Switch};
+use http2::{Connection, Http2, NoSlot, Peer, Slot};
+use pool::{Look, Pool};
+
+pub use connect::Open;
+pub use tunnel::{H2Tunnel, Socket, TcpTunnel, Tunnel};
+
+/// The upstream side of one worker.
+pub struct Upstreams {
+    kinds: Kinds,
+    timeouts: config::Timeouts,
+    pool: Rc<Pool>,
+    http1: Http1,
+    http2: Http2,
+    connections: Rc<Connections>,
+    mesh: Option<Arc<dyn MeshConnect>>,
+}
+
+/// Where a request goes; what the pools are keyed by.
+#[derive(Clone)]
+pub struct Target {
+    pub address: SocketAddr,
+    pub transport: Transport,
+}
+
+/// How the target is spoken to.
+#[derive(Clone)]
+pub enum Transport {
+    /// `reuse`: connections are kept for further requests.
+    Http1 { reuse: bool },
+    /// HTTP/2 without TLS, by prior knowledge.
+    H2c,
+    /// HTTP/2 over mutual TLS to another node.
+    Mesh(Arc<Node>),
+}
+
+/// A request that got no answer.
+pub struct Refused {
+    pub failure: Failure,
+    /// The request itself, when not one byte of it was sent: it can go elsewhere without a copy.
+    ///
+    /// With [`Retry::Unsent`] and nothing here it was sent and refused unprocessed (a GOAWAY, a
+    /// REFUSED_STREAM): whoever wants to send it elsewhere needs a copy of the head and a
+    /// [`retry::Replay`] of the body.
+    pub unsent: Option<Request<Body>>,
+}
+
+/// What came of asking for an upgrade.
+pub enum Upgrade {
+    /// The head of the answer (101, or 2xx over HTTP/2) and the stream behind it.
+    Switched(Response<()>, Tunnel),
+    /// The instance did not switch; this is its answer.
+    Answered(Response<Body>),
+}
+
+/// Makes the TLS connections to other nodes.
+pub trait MeshConnect: Send + Sync {
+    /// A connection to `node`, which has proved that it is that node and agreed on HTTP/2.
+    fn connect<'a>(
+        &'a self,
+        node: &'a Node,
+    ) -> BoxFuture<'a, Result<TlsStream<TcpStream>, Failure>>;
+}
+
+/// Pooled connections one request may find closed before it gets a new one.
+const STALE_MAX: usize = 2;
+
+// === impl Upstreams ===
+
+impl Upstreams {
+    pub fn new(
+        limits: &config::Limits,
+        timeouts: &config::Timeouts,
+        tasks: TaskTracker,
+        buffers: cork::Buffers,
+        mesh: Option<Arc<dyn MeshConnect>>,
+        registry: &Registry,
+        ledger: &Ledger,
+    ) -> Rc<Self> {
+        let http2 = Http2::new(limits, timeouts, buffers, tasks.clone());
+        Rc::new(Self {
+            kinds: Kinds::new(registry),
+            timeouts: timeouts.clone(),
+            pool: Rc::new(Pool::new(limits, timeouts, ledger)),
+            http1: Http1::new(limits, timeouts, tasks),
+            connections: Connections::new(limits, http2.clone(), ledger),
+            http2,
+            mesh,
+        })
+    }
+
+    /// Sends `request` and resolves with the head of the answer; the body streams.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future, or the answer's body before its end, cancels the request at the instance.
+    pub async fn send(
+        &self,
+        to: &Target,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, Refused> {
+        match &to.transport {
+            Transport::Http1 { reuse } => self.send_http1(to.address, *reuse, request).await,
+            Transport::H2c | Transport::Mesh(_) => Box::pin(self.send_http2(to, request)).await,
+        }
+    }
+
+    /// A byte stream: a connection to an instance on this node, or, over the mesh, what `head`, a
+    /// CONNECT, asks the other node for.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future closes what was opened.
+    pub async fn connect(&self, to: &Target, head: Request<()>) -> Result<Tunnel, Failure> {
+        if !matches!(to.transport, Transport::Mesh(_)) {
+            let stream = connect(to.address, self.timeouts.connect, &self.kinds.tcp).await?;
+            return Ok(Tunnel::tcp(stream, Bytes::new()));
+        }
+        let (connection, slot) = self.stream(to).await?;
+        let (head, stream) = connection.tunnel(slot, head).await?.into_parts();
+        if head.status.is_success() {
+            return Ok(Tunnel::h2(stream));
+        }
+        Err(declined(&head))
+    }
+
+    /// Asks for an upgrade to `protocol` with `request`: by the fields `connection` and `upgrade`
+    /// that it brings to an HTTP/1 instance, by an extended CONNECT over HTTP/2.
+    ///
+    /// # Errors
+    ///
+    /// PP07: the other side does not know extended CONNECT.
+    pub async fn upgrade(
+        &self,
+        to: &Target,
+        mut request: Request<()>,
+        protocol: &str,
+    ) -> Result<Upgrade, Failure> {
+        if let Transport::Http1 { .. } = to.transport {
+            let stream = connect(to.address, self.timeouts.connect, &self.kinds.tcp).await?;
+            let request = request.map(|()| Body::Empty);
+            return Ok(match self.http1.upgrade(stream, request).await? {
+                Switch::Switched(head, stream, first) => {
+                    Upgrade::Switched(head, Tunnel::tcp(stream, first))
+                }
+                Switch::Answered(response) => Upgrade::Answered(response),
+            });
+        }
+        let (connection, slot) = self.stream(to).await?;
+        if !connection.allows_extended_connect() {
+            return Err(Failure::new(Code::PP07));
+        }
+        *request.method_mut() = Method::CONNECT;
+        request.extensions_mut().insert(Protocol::from(protocol));
+        let (head, stream) = connection.tunnel(slot, request).await?.into_parts();
+        if head.status.is_success() {
+            return Ok(Upgrade::Switched(Response::from_parts(head, ()), Tunnel::h2(stream)));
+        }
+        let body = connection.declined(stream);
+        Ok(Upgrade::Answered(Response::from_parts(head, body)))
+    }
+
+    async fn send_http1(
+        &self,
+        address: SocketAddr,
+        reuse: bool,
+        mut request: Request<Body>,
+    ) -> Result<Response<Body>, Refused> {
+        let home = || reuse.then(|| (self.pool.clone(), address));
+        let look = if request.method().is_idempotent() { Look::Glance } else { Look::Closely };
+        for _ in 0..STALE_MAX {
+            let Some(stream) = self.pool.take(address, look, Instant::now()) else { break };
+            match self.http1.exchange(stream, home(), request).await {
+                Err(Refused { failure, unsent: Some(unsent) })
+                    if failure.retry == Retry::Unsent =>
+                {
+                    request = unsent;
+                }
+                outcome => return outcome,
+            }
+        }
+        // Boxed: a second exchange in this future would double it, and most requests find a socket.
+        Box::pin(self.connect_http1(address, home(), request)).await
+    }
+
+    async fn connect_http1(
+        &self,
+        address: SocketAddr,
+        home: Option<(Rc<Pool>, SocketAddr)>,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, Refused> {
+        match connect(address, self.timeouts.connect, &self.kinds.http1).await {
+            Ok(stream) => self.http1.exchange(stream, home, request).await,
+            Err(failure) => Err(Refused { failure, unsent: Some(request) }),
+        }
+    }
+
+    async fn send_http2(
+        &self,
+        to: &Target,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, Refused> {
+        let (connection, slot) = match self.stream(to).await {
+            Ok(stream) => stream,
+            Err(failure) => return Err(Refused { failure, unsent: Some(request) }),
+        };
+        connection.send(slot, request).await
+    }
+
+    /// The right to one stream of the shared connection to `to`.
+    async fn stream(&self, to: &Target) -> Result<(Rc<Connection>, Slot), Failure> {
+        let key = match &to.transport {
+            Transport::Mesh(node) => Key::Node(node.id.clone(), to.address),
+            Transport::H2c | Transport::Http1 { .. } => Key::Instance(to.address),
+        };
+        for _ in 0..=STALE_MAX {
+            let connection = self.connections.get(&key, || self.open(to)).await?;
+            match connection.slot().await {
+                Ok(slot) => return Ok((connection, slot)),
+                Err(NoSlot::Retired) => {}
+                Err(NoSlot::Full) => {
+                    let failure = Failure::new(Code::PU02).retry(Retry::Unsent);
+                    return Err(failure.because("too many streams wait for the connection"));
+                }
+            }
+        }
+        Err(connections::gone())
+    }
+
+    /// Makes the shared connection to `to`.
+    fn open(
+        &self,
+        to: &Target,
+    ) -> impl Future<Output = Result<Rc<Connection>, Failure>> + 'static + use<> {
+        let (http2, address, within) = (self.http2.clone(), to.address, self.timeouts.connect);
+        let (h2c, mesh) = (self.kinds.h2c.clone(), self.kinds.mesh.clone());
+        let node = match &to.transport {
+            Transport::Mesh(node) => Some((node.clone(), self.mesh.clone())),
+            Transport::H2c | Transport::Http1 { .. } => None,
+        };
+        async move {
+            let Some((node, connector)) = node else {
+                let Stream { tcp, open } = connect(address, within, &h2c).await?;
+                return http2.open(tcp, Peer::Instance, open).await;
+            };
+            let unreachable = || Failure::new(Code::PU03).retry(Retry::Unsent);
+            let Some(connector) = connector else { return Err(unreachable()) };
+            // TCP and then TLS, each as long as one connection may take.
+            let tls = timeout(within * 2, connector.connect(&node))
+                .await
+                .map_err(|elapsed| unreachable().because(elapsed))?
+                .map_err(|failure| unreachable().because(failure))?;
+            http2.open(tls, Peer::Node, Open::new(&mesh)).await
+        }
+    }
+
+    /// Closes what nobody uses: under pressure.
+    pub fn close_idle(&self) {
+        self.pool.clear();
+        self.connections.retire(false);
+    }
+
+    /// Closes what nobody uses, and the rest as soon as its last request has ended: the worker is
+    /// about to stop. What is sent afterwards gets new connections, so it is asked for once more when
+    /// the last client has gone.
+    pub fn drain(&self) {
+        self.pool.clear();
+        self.connections.retire(true);
+    }
+
+    /// Closes idle connections at their deadline, until `stop`. One task per worker.
+    pub async fn sweep(&self, stop: CancellationToken) {
+        let period = (self.timeouts.upstream_idle / 4)
+            .clamp(Duration::from_millis(50), Duration::from_secs(1));
+        let mut ticks = interval(period);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        while stop.run_until_cancelled(ticks.tick()).await.is_some() {
+            let now = Instant::now();
+            self.pool.sweep(now);
+            self.connections.sweep(now);
+        }
+    }
+}
+
+/// Another node's refusal of a CONNECT, in its own words.
+fn declined(head: &http::response::Parts) -> Failure {
+    let told = head.headers.get("ferrule-error").and_then(|value| value.to_str().ok());
+    let code = told.and_then(|told| Code::ALL.iter().copied().find(|code| code.as_str() == told));
+    let retry = match code {
+        // It did not even look for a permit, or found none: any other node may do better.
+        Some(Code::PR02 | Code::PR04 | Code::PL01 | Code::PL02 | Code::PL03 | Code::PL05) => {
+            Retry::Unsent
+        }
+        _ => Retry::Never,
+    };
+    Failure::new(code.unwrap_or(Code::PU02)).retry(retry)
+}
+
+// === impl Refused ===
+
+impl fmt::Debug for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let unsent = if self.unsent.is_some() { " (unsent)" } else { "" };
+        write!(f, "{:?}{unsent}", self.failure)
+    }
+}
+
+impl From<Failure> for Refused {
+    fn from(failure: Failure) -> Self {
+        Self { failure, unsent: None }
+    }
+}
+
+#[cfg(test)]
+mod tests;
