@@ -1,0 +1,186 @@
+//! Bytes between a client and an instance that nobody looks at: raw TCP, TLS alone, tunnels.
+//!
+//! Half-close is kept: the end of one direction is passed on, the other goes on. A direction that
+//! waits holds no buffer; the worker lends one while bytes move.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::io::poll_read_buf;
+
+use crate::error::{Code, Failure};
+use crate::io::cork::Buffers;
+use crate::worker::Worker;
+
+/// Copies between `client` and `instance` until both directions have ended.
+///
+/// # Errors
+///
+/// [`Code::PP09`] or [`Code::PU05`] by the side that broke, [`Code::PP06`] after `idle` without a
+/// byte, [`Code::PL05`] when the node stops. The instance's connection ends with the call; the
+/// client's is the caller's, who must not end it in order after PU05.
+pub async fn both_ways<A, B>(
+    client: &mut A,
+    mut instance: B,
+    worker: &Worker,
+    idle: Duration,
+) -> Result<(), Failure>
+where
+    A: AsyncRead + AsyncWrite + Unpin,
+    B: AsyncRead + AsyncWrite + Unpin,
+{
+    let alarm = worker.alarms.alarm();
+    let mut up = Direction::new(&worker.buffers);
+    let mut down = Direction::new(&worker.buffers);
+    let mut seen = 0;
+    poll_fn(|cx| {
+        let upward = up.poll_copy(client, &mut instance, cx).map_err(|broken| match broken {
+            Broken::Source(error) => Failure::new(Code::PP09).because(error),
+            Broken::Sink(error) => Failure::new(Code::PU05).because(error),
+        })?;
+        let downward =
+            down.poll_copy(&mut instance, client, cx).map_err(|broken| match broken {
+                Broken::Source(error) => Failure::new(Code::PU05).because(error),
+                Broken::Sink(error) => Failure::new(Code::PP09).because(error),
+            })?;
+        if upward.is_ready() && downward.is_ready() {
+            return Poll::Ready(Ok(()));
+        }
+        if worker.is_stopping() {
+            return Poll::Ready(Err(Code::PL05.into()));
+        }
+        if alarm.is_due() {
+            let moved = up.moved + down.moved;
+            if moved == seen {
+                return Poll::Ready(Err(Code::PP06.into()));
+            }
+            seen = moved;
+            alarm.disarm();
+        }
+        alarm.arm_once(idle, cx);
+        Poll::Pending
+    })
+    .await
+}
+
+/// One direction of a copy.
+struct Direction<'b> {
+    buffers: &'b Buffers,
+    buffer: Vec<u8>,
+    start: usize,
+    state: State,
+    moved: u64,
+}
+
+#[derive(PartialEq, Eq)]
+enum State {
+    Open,
+    /// The source has ended; the end is being passed on.
+    Ending,
+    Ended,
+}
+
+/// What one read may bring; also what a lent buffer holds.
+const READ_BYTES_MAX: usize = 64 * 1024;
+
+/// Which end of a direction broke.
+enum Broken {
+    Source(io::Error),
+    Sink(io::Error),
+}
+
+// === impl Direction ===
+
+impl<'b> Direction<'b> {
+    fn new(buffers: &'b Buffers) -> Self {
+        Self { buffers, buffer: Vec::new(), start: 0, state: State::Open, moved: 0 }
+    }
+
+    fn poll_copy<R, W>(
+        &mut self,
+        from: &mut R,
+        to: &mut W,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), Broken>>
+    where
+        R: AsyncRead + Unpin,
+        W: AsyncWrite + Unpin,
+    {
+        loop {
+            ready!(self.poll_write_all(to, cx)).map_err(Broken::Sink)?;
+            match self.state {
+                State::Ended => return Poll::Ready(Ok(())),
+                State::Ending => {
+                    ready!(Pin::new(&mut *to).poll_shutdown(cx)).map_err(Broken::Sink)?;
+                    self.state = State::Ended;
+                }
+                State::Open => ready!(self.poll_read_some(from, to, cx))?,
+            }
+        }
+    }
+
+    fn poll_write_all<W: AsyncWrite + Unpin>(
+        &mut self,
+        to: &mut W,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<()>> {
+        while self.start < self.buffer.len() {
+            let written = ready!(Pin::new(&mut *to).poll_write(cx, &self.buffer[self.start..]))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.start += written;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_read_some<R, W>(
+        &mut self,
+        from: &mut R,
+        to: &mut W,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), Broken>>
+    where
+        R: AsyncRead + Unpin,
+        W: AsyncWrite + Unpin,
+    {
+        if self.buffer.capacity() == 0 {
+            self.buffer = self.buffers.lend();
+            self.buffer.reserve(READ_BYTES_MAX);
+        }
+        self.buffer.clear();
+        self.start = 0;
+        match poll_read_buf(Pin::new(from), cx, &mut self.buffer) {
+            Poll::Ready(Ok(read)) => {
+                self.moved += read as u64;
+                if read == 0 {
+                    self.state = State::Ending;
+                    self.give_back();
+                }
+                Poll::Ready(Ok(()))
+            }
+            Poll::Ready(Err(error)) => Poll::Ready(Err(Broken::Source(error))),
+            Poll::Pending => {
+                self.give_back();
+                // What a TLS or HTTP/2 transport has buffered must leave before we wait.
+                ready!(Pin::new(to).poll_flush(cx)).map_err(Broken::Sink)?;
+                Poll::Pending
+            }
+        }
+    }
+
+    fn give_back(&mut self) {
+        self.start = 0;
+        self.buffers.take_back(std::mem::take(&mut self.buffer));
+    }
+}
+
+impl Drop for Direction<'_> {
+    fn drop(&mut self) {
+        self.give_back();
+    }
+}
