@@ -1,0 +1,98 @@
+//! What is known of a client's connection before its first request; shared by all of them.
+
+use std::cell::RefCell;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use control::snapshot::{AppName, NodeId};
+use http::HeaderValue;
+
+use crate::error::Failure;
+use crate::inventory::{self, Binding, Entry};
+
+/// One client connection.
+pub struct Downstream {
+    /// Who the socket says is on the other side.
+    pub peer: SocketAddr,
+    /// The address and port that were connected to.
+    pub local: SocketAddr,
+    pub transport: Transport,
+    pub from: From,
+    /// Ready-made values of the forwarding headers.
+    pub forwarded: Forwarded,
+    /// The app it counts for.
+    app: RefCell<Option<Counted>>,
+}
+
+struct Counted {
+    app: AppName,
+    _guard: inventory::ConnectionGuard,
+}
+
+/// Cleartext, or TLS with the name that was asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Transport {
+    Clear,
+    Tls { sni: Option<Arc<str>> },
+}
+
+/// Whether a stranger connected, or another node of this edge.
+pub enum From {
+    /// A client, at an address and port that mean this.
+    Client(Binding),
+    /// The node that its certificate names.
+    Peer(NodeId),
+}
+
+/// Header values that are the same for every request of a connection.
+pub struct Forwarded {
+    pub client_ip: HeaderValue,
+    pub port: HeaderValue,
+}
+
+// === impl Downstream ===
+
+impl Downstream {
+    pub fn new(peer: SocketAddr, local: SocketAddr, transport: Transport, from: From) -> Self {
+        let text = |value: String| {
+            HeaderValue::from_maybe_shared(bytes::Bytes::from(value))
+                .expect("addresses and numbers are visible ASCII")
+        };
+        let forwarded = Forwarded {
+            client_ip: text(canonical(peer.ip()).to_string()),
+            port: text(local.port().to_string()),
+        };
+        Self { peer, local, transport, from, forwarded, app: RefCell::default() }
+    }
+
+    /// Counts this connection for the app of `entry`, and no longer for another one.
+    ///
+    /// # Errors
+    ///
+    /// PL04 when the app has as many connections as it may.
+    pub fn belongs_to(&self, entry: &Entry) -> Result<(), Failure> {
+        let mut counted = self.app.borrow_mut();
+        if counted.as_ref().is_some_and(|counted| counted.app == entry.app.name) {
+            return Ok(());
+        }
+        let guard = entry.live.connect()?;
+        *counted = Some(Counted { app: entry.app.name.clone(), _guard: guard });
+        Ok(())
+    }
+
+    pub fn is_secure(&self) -> bool {
+        matches!(self.transport, Transport::Tls { .. })
+    }
+
+    pub fn sni(&self) -> Option<&str> {
+        match &self.transport {
+            Transport::Tls { sni } => sni.as_deref(),
+            Transport::Clear => None,
+        }
+    }
+}
+
+/// An IPv4 client of a dual-stack socket is an IPv4 client.
+pub fn canonical(address: IpAddr) -> IpAddr {
+    address.to_canonical()
+}

@@ -1,0 +1,242 @@
+//! Counts what an HTTP/2 client sends that is not a request.
+//!
+//! h2 bounds what costs memory. What only costs CPU (SETTINGS, PING, PRIORITY, WINDOW_UPDATE,
+//! unknown frames, RST_STREAM on closed streams) it answers for ever, so the frame headers are
+//! followed here as the bytes pass by.
+
+use std::cell::RefCell;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Instant;
+
+use crate::io::stream::Stream;
+
+/// A transport whose incoming frames are counted.
+pub(super) struct Metered {
+    stream: Stream,
+    meter: Rc<RefCell<Meter>>,
+}
+
+/// Follows the frame headers of one connection.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Meter {
+    /// Bytes to skip: the preface first, then payloads.
+    skip: usize,
+    header: [u8; HEADER_BYTES],
+    header_len: usize,
+    control: u32,
+    resets: u32,
+    settings_acknowledged: bool,
+    /// A header block began and has not ended.
+    in_header_block: bool,
+    since: Marks,
+}
+
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Marks {
+    window: Option<Instant>,
+    header_block: Option<Instant>,
+}
+
+/// What a connection did too much or too long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Excess {
+    ControlFrames,
+    Resets,
+    HeaderBlock,
+    SettingsAck,
+}
+
+const PREFACE_BYTES: usize = 24;
+const HEADER_BYTES: usize = 9;
+
+/// Counts are kept for this long.
+const WINDOW: Duration = Duration::from_secs(10);
+
+/// Longest wait for the end of a header block and for the acknowledgement of our SETTINGS.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+mod frame {
+    pub(super) const DATA: u8 = 0;
+    pub(super) const HEADERS: u8 = 1;
+    pub(super) const RST_STREAM: u8 = 3;
+    pub(super) const SETTINGS: u8 = 4;
+    pub(super) const CONTINUATION: u8 = 9;
+    pub(super) const FLAG_ACK: u8 = 1;
+    pub(super) const FLAG_END_HEADERS: u8 = 4;
+}
+
+// === impl Meter ===
+
+impl Meter {
+    pub(crate) fn new() -> Self {
+        Self { skip: PREFACE_BYTES, ..Self::default() }
+    }
+
+    pub(crate) fn read(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            if self.skip > 0 {
+                let skipped = self.skip.min(bytes.len());
+                self.skip -= skipped;
+                bytes = &bytes[skipped..];
+                continue;
+            }
+            let take = (HEADER_BYTES - self.header_len).min(bytes.len());
+            self.header[self.header_len..self.header_len + take].copy_from_slice(&bytes[..take]);
+            self.header_len += take;
+            bytes = &bytes[take..];
+            if self.header_len == HEADER_BYTES {
+                self.header_len = 0;
+                self.frame();
+            }
+        }
+    }
+
+    fn frame(&mut self) {
+        let [a, b, c, kind, flags, ..] = self.header;
+        self.skip = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
+        match kind {
+            frame::DATA => {}
+            frame::HEADERS | frame::CONTINUATION => {
+                self.in_header_block = flags & frame::FLAG_END_HEADERS == 0;
+            }
+            frame::RST_STREAM => {
+                self.resets += 1;
+                self.control += 1;
+            }
+            frame::SETTINGS if flags & frame::FLAG_ACK != 0 => {
+                self.settings_acknowledged = true;
+                self.control += 1;
+            }
+            _ => self.control += 1,
+        }
+    }
+
+    /// Whether a count is over its bound; cheap enough for every poll.
+    pub(crate) fn excess(&self, control_max: u32, resets_max: u32) -> Option<Excess> {
+        if self.control > control_max {
+            Some(Excess::ControlFrames)
+        } else if self.resets > resets_max {
+            Some(Excess::Resets)
+        } else {
+            None
+        }
+    }
+
+    /// Looks at the time: begins a new window, and finds what takes too long. `age` is the
+    /// connection's.
+    pub(super) fn look(&mut self, age: Duration, now: Instant) -> Option<Excess> {
+        let window = *self.since.window.get_or_insert(now);
+        if now - window >= WINDOW {
+            self.since.window = Some(now);
+            self.control = 0;
+            self.resets = 0;
+        }
+        if !self.in_header_block {
+            self.since.header_block = None;
+        } else if now - *self.since.header_block.get_or_insert(now) >= PATIENCE {
+            return Some(Excess::HeaderBlock);
+        }
+        (!self.settings_acknowledged && age >= PATIENCE).then_some(Excess::SettingsAck)
+    }
+}
+
+// === impl Metered ===
+
+impl Metered {
+    pub(super) fn new(stream: Stream, meter: Rc<RefCell<Meter>>) -> Self {
+        Self { stream, meter }
+    }
+}
+
+impl AsyncRead for Metered {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
+        self.meter.borrow_mut().read(&buf.filled()[before..]);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Metered {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(kind: u8, flags: u8, payload: usize) -> Vec<u8> {
+        let length = (payload as u32).to_be_bytes();
+        let mut bytes = vec![length[1], length[2], length[3], kind, flags, 0, 0, 0, 1];
+        bytes.resize(HEADER_BYTES + payload, 0xff);
+        bytes
+    }
+
+    /// Shows the meter a preface and `frames`, cut into pieces of `piece` bytes.
+    fn metered(frames: &[Vec<u8>], piece: usize) -> Meter {
+        let mut meter = Meter::new();
+        let bytes = [vec![b'P'; PREFACE_BYTES], frames.concat()].concat();
+        bytes.chunks(piece).for_each(|bytes| meter.read(bytes));
+        meter
+    }
+
+    #[test]
+    fn floods_are_counted_however_the_bytes_are_cut() {
+        const PING: u8 = 6;
+        let request = [frame(frame::HEADERS, 5, 40), frame(frame::DATA, 1, 1000)];
+        let requests: Vec<_> = request.iter().cycle().take(200).cloned().collect();
+        for piece in [1, 7, 64, 100_000] {
+            assert_eq!(metered(&requests, piece).excess(10, 3), None);
+            let flood = vec![frame(PING, 0, 8); 11];
+            assert_eq!(metered(&flood, piece).excess(10, 3), Some(Excess::ControlFrames));
+            let resets = vec![frame(frame::RST_STREAM, 0, 4); 4];
+            assert_eq!(metered(&resets, piece).excess(10, 3), Some(Excess::Resets));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_new_window_forgives() {
+        let mut meter = metered(&vec![frame(6, 0, 8); 11], 64);
+        meter.settings_acknowledged = true;
+        assert_eq!(meter.look(Duration::ZERO, Instant::now()), None);
+        tokio::time::advance(WINDOW).await;
+        assert_eq!(meter.look(WINDOW, Instant::now()), None);
+        assert_eq!(meter.excess(10, 3), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn unfinished_headers_and_unacknowledged_settings_run_out_of_time() {
+        let mut meter = metered(&[frame(frame::HEADERS, 0, 10)], 64);
+        assert_eq!(meter.look(Duration::ZERO, Instant::now()), None);
+        tokio::time::advance(PATIENCE).await;
+        assert_eq!(meter.look(PATIENCE, Instant::now()), Some(Excess::HeaderBlock));
+        meter.read(&frame(frame::CONTINUATION, frame::FLAG_END_HEADERS, 3));
+        assert_eq!(meter.look(PATIENCE, Instant::now()), Some(Excess::SettingsAck));
+        meter.read(&frame(frame::SETTINGS, frame::FLAG_ACK, 0));
+        assert_eq!(meter.look(PATIENCE, Instant::now()), None);
+    }
+}

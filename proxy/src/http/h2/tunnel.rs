@@ -1,0 +1,37 @@
+//! A tunnel on an HTTP/2 stream: WebSocket by RFC 8441 from clients, raw TCP between nodes.
+
+use std::rc::Rc;
+
+use bytes::Bytes;
+use h2::RecvStream;
+use h2::server::SendResponse;
+use http::{Response, StatusCode, header, response};
+
+use super::duplex::Duplex;
+use crate::copy;
+use crate::http::upgrade::Switched;
+use crate::worker::Worker;
+
+/// Answers 200 and copies bytes until both sides have ended.
+pub(super) async fn serve(
+    mut head: response::Parts,
+    recv: RecvStream,
+    mut respond: SendResponse<Bytes>,
+    switched: Switched,
+    worker: &Rc<Worker>,
+) {
+    //= https://www.rfc-editor.org/rfc/rfc8441#section-5
+    //# the server sends a HEADERS frame with a :status of 200 (rather than 101)
+    head.status = StatusCode::OK;
+    head.headers.remove(header::CONNECTION);
+    head.headers.remove(header::UPGRADE);
+    let Ok(send) = respond.send_response(Response::from_parts(head, ()), false) else { return };
+    // Dropped before its end it resets the stream.
+    let mut client = Duplex::new(send, recv);
+    let Switched { tunnel, held } = switched;
+    let idle = worker.edge.config.timeouts.websocket_idle;
+    if let Err(failure) = copy::both_ways(&mut client, tunnel, worker, idle).await {
+        worker.metrics.count(&failure);
+    }
+    drop(held);
+}
