@@ -1,0 +1,127 @@
+//! `ferrule status`: one node in a glance.
+
+use clap::Args;
+
+use super::table::{columns, counted, span};
+use super::{Exit, Failure, Node, answer, client};
+use crate::admin;
+use crate::admin::status::{Peer, Quarantined};
+
+#[derive(Debug, Args)]
+pub(super) struct Status {
+    #[command(flatten)]
+    node: Node,
+}
+
+// === impl Status ===
+
+impl Status {
+    pub(super) fn run(self) -> Result<Exit, Failure> {
+        let Self { node } = self;
+        let (json, status) = client::page(&node.socket()?, "/status")?;
+        if node.json { answer(&json) } else { answer(text(&status)) }
+    }
+}
+
+fn text(status: &admin::Status) -> String {
+    let mut text = String::new();
+    for (name, value) in lines(status) {
+        text.push_str(&format!("{name:<10} {value}\n"));
+    }
+    if !status.peers.is_empty() {
+        let rows: Vec<_> = status.peers.iter().map(peer).collect();
+        text.push('\n');
+        text.push_str(&columns(["PEER", "REGION", "RTT"], &rows));
+    }
+    if !status.quarantined.is_empty() {
+        let rows: Vec<_> = status.quarantined.iter().map(quarantined).collect();
+        text.push('\n');
+        text.push_str(&columns(["QUARANTINED", "REASON"], &rows));
+    }
+    text
+}
+
+fn lines(status: &admin::Status) -> [(&'static str, String); 7] {
+    let admin::Status { node, region, version, pid, generation, .. } = status;
+    let up = span(status.uptime_seconds);
+    let apps = counted(status.apps, "app");
+    let instances = counted(status.instances, "instance");
+    let age = match status.inventory_age_seconds {
+        Some(seconds) => format!("{} old", span(seconds)),
+        None => "not complete yet".to_owned(),
+    };
+    let connections = counted(status.connections, "connection");
+    let requests = counted(status.requests_in_flight, "request");
+    let permits = counted(status.permits_in_use, "permit");
+    let resident = mebibytes(status.memory.resident);
+    let allocated = mebibytes(status.memory.allocated);
+    [
+        ("node", format!("{node} in {region}")),
+        ("state", status.state()),
+        ("process", format!("version {version}, pid {pid}, generation {generation}, up {up}")),
+        ("modes", format!("listen {}, filter {}", status.listen_mode, status.filter_mode)),
+        ("inventory", format!("{apps}, {instances}, {age}")),
+        ("traffic", format!("{connections}, {requests} in flight, {permits} in use")),
+        ("memory", format!("{resident} resident, {allocated} allocated")),
+    ]
+}
+
+fn peer(peer: &Peer) -> [String; 3] {
+    let rtt = match (peer.reachable, peer.rtt_ms) {
+        (false, _) => "does not answer".to_owned(),
+        (true, Some(milliseconds)) => format!("{milliseconds:.1} ms"),
+        (true, None) => "not measured yet".to_owned(),
+    };
+    [peer.id.clone(), peer.region.clone(), rtt]
+}
+
+fn quarantined(refused: &Quarantined) -> [String; 2] {
+    [refused.name.clone(), refused.reason.clone()]
+}
+
+fn mebibytes(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / 1_048_576.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admin::status::example;
+
+    #[test]
+    fn a_status_reads_as_a_table() {
+        let expected = "\
+node       ams-1 in ams
+state      ready
+process    version 0.0.0, pid 4711, generation 1, up 1 d 2 h
+modes      listen bind, filter off
+inventory  3 apps, 12 instances, 0.4 s old
+traffic    1204 connections, 17 requests in flight, 17 permits in use
+memory     27.0 MiB resident, 9.0 MiB allocated
+
+PEER   REGION  RTT
+fra-1  fra     6.2 ms
+sin-1  sin     does not answer
+";
+        assert_eq!(text(&example()), expected);
+    }
+
+    #[test]
+    fn what_is_wrong_is_shown() {
+        let refused = Quarantined { name: "shop".to_owned(), reason: "no such region".to_owned() };
+        let status = admin::Status {
+            ready: false,
+            not_ready_reason: Some("no certificates".to_owned()),
+            inventory_age_seconds: None,
+            quarantined: vec![refused],
+            peers: Vec::new(),
+            ..example()
+        };
+        let text = text(&status);
+        assert!(text.contains("state      not ready: no certificates\n"), "{text}");
+        assert!(text.contains("12 instances, not complete yet\n"), "{text}");
+        assert!(text.ends_with("\nQUARANTINED  REASON\nshop         no such region\n"), "{text}");
+        let status = admin::Status { draining: true, ..status };
+        assert_eq!(status.state(), "draining");
+    }
+}

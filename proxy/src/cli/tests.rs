@@ -1,0 +1,49 @@
+use clap::CommandFactory as _;
+
+use super::*;
+
+#[test]
+fn the_command_line_is_consistent() {
+    Arguments::command().debug_assert();
+}
+
+#[test]
+fn commands_are_understood() {
+    let check = |line: &str, understood: bool| {
+        let parsed = Arguments::try_parse_from(line.split(' '));
+        assert_eq!(parsed.is_ok(), understood, "{line}");
+    };
+    check("ferrule run --config edge.toml", true);
+    check("ferrule run --config edge.toml --log debug,h2=warn --log-format json", true);
+    check("ferrule run --config edge.toml --until-stdin-closes", true);
+    check("ferrule run", false);
+    check("ferrule run --config edge.toml --log-format xml", false);
+    check("ferrule check --config edge.toml", true);
+    check("ferrule check", false);
+    check("ferrule demo", true);
+    check("ferrule demo --directory demo", true);
+    check("ferrule status", true);
+    check("ferrule status --socket /run/x --json", true);
+    check("ferrule status --config edge.toml", true);
+    check("ferrule status --config edge.toml --socket /run/x", false);
+    check("ferrule app list --json", true);
+    check("ferrule instance list", true);
+    check("ferrule cert list", true);
+    check("ferrule app", false);
+    check("ferrule upgrade", false);
+}
+
+#[test]
+fn the_socket_is_named_by_path_or_configuration_or_default() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("edge.toml");
+    let text = "[node]\nid = \"a\"\nregion = \"b\"\n[admin]\nsocket = \"here.sock\"\n";
+    std::fs::write(&file, text).expect("the folder is ours");
+    let node = |config, socket| Node { config, socket, json: false };
+    let socket = |node: Node| node.socket().expect("the configuration is right");
+    assert_eq!(socket(node(None, None)), Path::new("/run/ferrule/admin.sock"));
+    assert_eq!(socket(node(None, Some("/run/x".into()))), Path::new("/run/x"));
+    assert_eq!(socket(node(Some(file), None)), folder.path().join("here.sock"));
+    let missing = node(Some(folder.path().join("none.toml")), None).socket();
+    assert_eq!(missing.expect_err("there is no such file").exit, Exit::Usage);
+}

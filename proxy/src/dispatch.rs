@@ -1,0 +1,331 @@
+//! The innermost service: choose an instance, send, and try again where that is safe.
+//!
+//! An attempt ends in an answer, in a refusal by a peer (it has a newer view, or is full) or in a
+//! failure. What may follow is decided by `Exchange::may_retry` alone: only what reached no
+//! application, or is idempotent and can start over, within the budget.
+
+mod attempt;
+mod upgrading;
+
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use futures_util::future::LocalBoxFuture;
+use http::header::{HeaderMap, HeaderValue, LOCATION};
+use http::{Response, StatusCode, request};
+use tokio::time::Instant;
+
+use crate::balance::{self, Assignment, Tried};
+use crate::body::Body;
+use crate::error::{Code, FERRULE_ERROR, Failure, Retry};
+use crate::http::forward;
+use crate::identify::layer::Identified;
+use crate::identify::{Origin, mesh};
+use crate::limit::{Held, HeldBody};
+use crate::upstream::Refused;
+use crate::upstream::retry::Replay;
+use crate::worker::Worker;
+
+/// Answers identified requests from instances.
+#[derive(Clone)]
+pub struct Dispatch {
+    worker: Rc<Worker>,
+}
+
+/// One request on its way through its attempts.
+struct Exchange<'w> {
+    worker: &'w Worker,
+    request: Identified,
+    tried: Tried,
+    attempts: u32,
+}
+
+// === impl Dispatch ===
+
+impl Dispatch {
+    pub fn new(worker: Rc<Worker>) -> Self {
+        Self { worker }
+    }
+}
+
+impl tower::Service<Identified> for Dispatch {
+    type Response = Response<Body>;
+    type Error = Failure;
+    type Future = LocalBoxFuture<'static, Result<Response<Body>, Failure>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, mut identified: Identified) -> Self::Future {
+        let worker = self.worker.clone();
+        if let Some(response) = redirect(&identified) {
+            return Box::pin(std::future::ready(Ok(response)));
+        }
+        if let Origin::Client = identified.identity.origin {
+            let version = identified.request.version();
+            worker.edge.identity.rewrite_request(
+                identified.request.headers_mut(),
+                version,
+                &identified.downstream,
+                identified.identity.route.entry.app.compat,
+                &identified.id,
+            );
+        }
+        Box::pin(async move {
+            let exchange = Exchange {
+                worker: &worker,
+                request: identified,
+                tried: Tried::default(),
+                attempts: 0,
+            };
+            exchange.run().await
+        })
+    }
+}
+
+/// 301 to https, with path and query as they came.
+fn redirect(identified: &Identified) -> Option<Response<Body>> {
+    let Identified { identity, downstream, request, id, .. } = identified;
+    let from_client = matches!(identity.origin, Origin::Client);
+    if !from_client || !identity.route.port().force_https || downstream.is_secure() {
+        return None;
+    }
+    let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
+    let location = format!("https://{}{path}", identity.named.host());
+    let mut response = Response::new(Body::Empty);
+    *response.status_mut() = StatusCode::MOVED_PERMANENTLY;
+    response.headers_mut().insert(LOCATION, HeaderValue::try_from(location).ok()?);
+    forward::sign_response(response.headers_mut(), id);
+    Some(response)
+}
+
+// === impl Exchange ===
+
+impl Exchange<'_> {
+    async fn run(mut self) -> Result<Response<Body>, Failure> {
+        let answered = match self.request.upgrade.take() {
+            // Boxed: few requests are one, and all would carry the space for it.
+            Some(upgrade) => Box::pin(self.upgrade(upgrade)).await,
+            None => self.request().await,
+        };
+        if let (Err(failure), Some(in_flight)) = (&answered, &mut self.request.held.in_flight) {
+            in_flight.status = Some(failure.code.status());
+        }
+        answered
+    }
+
+    async fn request(&mut self) -> Result<Response<Body>, Failure> {
+        let (head, body) =
+            std::mem::replace(&mut self.request.request, http::Request::new(Body::Empty))
+                .into_parts();
+        let replay = Replay::new(body, self.worker.edge.config.limits.replay_bytes_max);
+        self.worker.count_request(Instant::now());
+        // The original is kept for a next attempt and given away with the last.
+        let mut original = Some(head);
+        let mut last = None;
+        loop {
+            // That nobody is left says less than what the last one did.
+            let assignment = self.assign().await.map_err(|nobody| last.take().unwrap_or(nobody))?;
+            let Some(head) = self.take_head(&mut original, &replay) else {
+                return Err(Code::PX01.into());
+            };
+            let Some(body) = replay.attempt() else { return Err(Code::PX01.into()) };
+            let (target, request) = self.prepare(head, &assignment, body)?;
+            let failure = match self.worker.upstreams.send(&target, request).await {
+                Ok(response) => match self.accept(response, assignment) {
+                    Ok(response) => return Ok(response),
+                    Err(refused) => refused,
+                },
+                Err(Refused { failure, unsent: _ }) => {
+                    assignment.failed(failure.code, Instant::now());
+                    self.note_failure(&failure, &assignment);
+                    failure
+                }
+            };
+            let Some(head) = &original else { return Err(failure) };
+            if !self.may_retry(head, &replay, &failure) {
+                return Err(failure);
+            }
+            self.worker.metrics.count(&failure);
+            self.worker.metrics.retries.increment();
+            last = Some(failure);
+        }
+    }
+
+    async fn assign(&mut self) -> Result<Assignment, Failure> {
+        self.attempts += 1;
+        let edge = &self.worker.edge;
+        let route = &self.request.identity.route;
+        let named;
+        let origin = match &self.request.identity.origin {
+            Origin::Client => balance::Origin::Client,
+            Origin::Peer { instance, .. } => {
+                named = instance
+                    .as_ref()
+                    .and_then(|id| id.to_str().ok())
+                    .map(control::snapshot::InstanceId::new);
+                balance::Origin::Peer(named.as_ref())
+            }
+        };
+        let patience = edge.config.timeouts.queue;
+        balance::assign(
+            &route.entry,
+            route.service,
+            &self.tried,
+            origin,
+            patience,
+            &self.worker.rng,
+        )
+        .await
+    }
+
+    /// The head for this attempt: a copy while another attempt is possible.
+    fn take_head(
+        &self,
+        original: &mut Option<request::Parts>,
+        replay: &Replay,
+    ) -> Option<request::Parts> {
+        let more = self.attempts < self.worker.edge.config.limits.attempts_max;
+        let kept = original.as_ref()?;
+        if more && (kept.method.is_idempotent() || replay.is_possible()) && self.has_alternatives()
+        {
+            return Some(copy(kept));
+        }
+        original.take()
+    }
+
+    /// Whether another attempt has an instance to go to: one that was not tried, or the same one
+    /// over another connection. A peer has chosen already, and chooses again.
+    fn has_alternatives(&self) -> bool {
+        matches!(self.request.identity.origin, Origin::Client)
+            && self.request.identity.route.entry.candidates.len() > self.tried.count()
+    }
+
+    /// The head of an upgrade, which has no body and is sent as often as needed.
+    fn head_of_upgrade(&self) -> request::Parts {
+        let request = &self.request.request;
+        let (mut head, ()) = http::Request::new(()).into_parts();
+        head.method = request.method().clone();
+        head.uri = request.uri().clone();
+        head.headers = request.headers().clone();
+        head
+    }
+
+    /// What a peer or an instance answered: a refusal is a failure that may be tried elsewhere.
+    fn accept(
+        &mut self,
+        mut response: Response<Body>,
+        assignment: Assignment,
+    ) -> Result<Response<Body>, Failure> {
+        let now = Instant::now();
+        if assignment.candidate.is_remote() {
+            if let Some(failure) = told_by_peer(response.headers()) {
+                match failure.retry {
+                    Retry::Unsent if failure.code.is_for_peers() => {
+                        assignment.refused_by_peer(failure.code, now);
+                    }
+                    _ => assignment.failed(failure.code, now),
+                }
+                self.tried.add(&assignment);
+                return Err(failure);
+            }
+        } else {
+            // Only nodes say these; an instance that does could have its request sent twice.
+            for name in [mesh::REFUSED, mesh::FAILED, FERRULE_ERROR] {
+                response.headers_mut().remove(name);
+            }
+        }
+        if response.status().is_server_error() {
+            assignment.answered_with_error(now);
+        } else {
+            assignment.answered(now);
+        }
+        self.finish_head(&mut response);
+        let held = std::mem::take(&mut self.request.held);
+        let held = Held { permit: Some(assignment.into_permit()), ..held };
+        Ok(response.map(|body| Body::boxed(HeldBody::new(body, held))))
+    }
+
+    /// Header policy and metrics of an answer that goes to the client.
+    fn finish_head<B>(&mut self, response: &mut Response<B>) {
+        if let Some(in_flight) = &mut self.request.held.in_flight {
+            in_flight.status = Some(response.status());
+        }
+        let Identified { identity, id, .. } = &self.request;
+        let app = &identity.route.entry.app;
+        let version = response.version();
+        match identity.origin {
+            Origin::Client => forward::rewrite_response(
+                response.headers_mut(),
+                version,
+                identity.route.http(),
+                app.compat,
+                id,
+            ),
+            Origin::Peer { .. } => forward::strip_response(response.headers_mut()),
+        }
+        // The version of a hop is not the client's.
+        *response.version_mut() = http::Version::HTTP_11;
+    }
+
+    /// An instance that cannot be reached is not asked twice; one that closed a connection that
+    /// had been idle may be.
+    fn note_failure(&mut self, failure: &Failure, assignment: &Assignment) {
+        let closed = matches!(failure.code, Code::PC03 | Code::PU02);
+        if !closed || self.attempts > 1 {
+            self.tried.add(assignment);
+        }
+    }
+
+    fn may_retry(&self, head: &request::Parts, replay: &Replay, failure: &Failure) -> bool {
+        let safe = match failure.retry {
+            Retry::Unsent => true,
+            Retry::Idempotent => head.method.is_idempotent(),
+            Retry::Never => false,
+        };
+        safe && self.has_alternatives()
+            && replay.is_possible()
+            && self.attempts < self.worker.edge.config.limits.attempts_max
+            && self.worker.may_retry(Instant::now())
+    }
+}
+
+/// What a peer says instead of an instance's answer, if it does.
+fn told_by_peer(headers: &HeaderMap) -> Option<Failure> {
+    let (code, retry) = match (headers.get(mesh::REFUSED), headers.get(mesh::FAILED)) {
+        (Some(code), _) => (code, Retry::Unsent),
+        (None, Some(code)) => (code, Retry::Idempotent),
+        (None, None) => return None,
+    };
+    Some(Failure::new(Code::parse(code.as_bytes()).unwrap_or(Code::PU03)).retry(retry))
+}
+
+fn copy(head: &request::Parts) -> request::Parts {
+    let (mut copy, ()) = http::Request::new(()).into_parts();
+    copy.method = head.method.clone();
+    copy.uri = head.uri.clone();
+    copy.version = head.version;
+    copy.headers = head.headers.clone();
+    copy
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a call of `function` makes, without making it.
+    fn size<A, F: Future>(_: impl FnOnce(A) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    /// A request's future is allocated and copied for every request, so it is bounded, with room;
+    /// and from below, so that the bound stays tight.
+    #[test]
+    fn the_future_of_a_request_is_bounded() {
+        let request = size(Exchange::<'static>::run);
+        assert!((REQUEST_BYTES_MAX / 2..=REQUEST_BYTES_MAX).contains(&request), "{request}");
+    }
+
+    const REQUEST_BYTES_MAX: usize = 8 * 1024;
+}

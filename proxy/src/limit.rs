@@ -1,0 +1,148 @@
+//! What one request or connection holds until its last byte has gone.
+//!
+//! Limits are taken by RAII guards; the guards of a request travel in its response body (or with its
+//! tunnel), so that finishing, resetting, cancelling, timing out and panicking all give them back.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body::{Frame, SizeHint};
+
+use crate::balance::node::RequestGuard;
+use crate::balance::permit::Permit;
+use crate::body::Body;
+use crate::error::Failure;
+use crate::metrics::InFlight;
+
+/// The guards of one request.
+#[derive(Default)]
+pub struct Held {
+    /// The node's own bound.
+    pub node: Option<RequestGuard>,
+    /// The instance's.
+    pub permit: Option<Permit>,
+    /// Counts the request for its app until it ends.
+    pub in_flight: Option<InFlight>,
+}
+
+/// A body that holds the guards of its request.
+pub struct HeldBody {
+    body: Body,
+    held: Option<Held>,
+}
+
+impl HeldBody {
+    pub fn new(body: Body, held: Held) -> Self {
+        Self { body, held: Some(held) }
+    }
+}
+
+impl http_body::Body for HeldBody {
+    type Data = Bytes;
+    type Error = Failure;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
+        let frame = Pin::new(&mut self.body).poll_frame(cx);
+        // The end of the body is the end of the request, even if the body is kept for a while.
+        if matches!(frame, Poll::Ready(None | Some(Err(_)))) {
+            self.held = None;
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use http_body::Body as _;
+    use telemetry::metrics::Registry;
+    use tokio_util::task::TaskTracker;
+
+    use super::*;
+    use crate::balance::node::NodeLimits;
+    use crate::balance::rng::Rng;
+    use crate::config::Limits;
+
+    /// Fails as `way` says when it is polled.
+    struct Broken(Way);
+
+    type Way = fn() -> Poll<Option<Result<Frame<Bytes>, Failure>>>;
+
+    impl http_body::Body for Broken {
+        type Data = Bytes;
+        type Error = Failure;
+
+        fn poll_frame(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
+            (self.0)()
+        }
+    }
+
+    /// Ends a body that holds the node's guard in a task of its own.
+    async fn end(node: &NodeLimits, way: Way) {
+        let held = Held { node: node.admit().ok(), ..Held::default() };
+        let mut body = HeldBody::new(Body::boxed(Broken(way)), held);
+        let tasks = TaskTracker::new();
+        let task = tasks.spawn_local(async move {
+            let frame = poll_fn(|cx| Poll::Ready(Pin::new(&mut body).poll_frame(cx))).await;
+            if frame.is_pending() {
+                drop(body); // the client went
+            }
+        });
+        // A panic is an outcome like the others here.
+        drop(task.await);
+        tasks.close();
+        tasks.wait().await;
+    }
+
+    const WAYS: [(&str, Way); 4] = [
+        ("finished", || Poll::Ready(None)),
+        ("failed", || Poll::Ready(Some(Err(Failure::new(crate::error::Code::PU05))))),
+        ("cancelled", || Poll::Pending),
+        ("panicked", || panic!("on purpose")),
+    ];
+
+    #[tokio::test]
+    async fn guards_are_given_back_on_every_path_ten_thousand_times() {
+        // What is panicked on purpose is not worth ten thousand backtraces.
+        std::panic::set_hook(Box::new(|panic| {
+            let text = panic.payload().downcast_ref::<&str>();
+            if text != Some(&"on purpose") {
+                eprintln!("{panic}");
+            }
+        }));
+        let node = NodeLimits::new(&Limits::default(), &Registry::new(1, 10));
+        let rng = Rng::seeded(1);
+        let local = tokio::task::LocalSet::new();
+        for round in 0..10_000 {
+            let (name, way) = WAYS[rng.below(WAYS.len())];
+            local.run_until(end(&node, way)).await;
+            assert_eq!(node.in_flight(), 0, "{name} in round {round}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_guard_is_held_while_the_body_is() {
+        let node = NodeLimits::new(&Limits::default(), &Registry::new(1, 10));
+        let held = Held { node: node.admit().ok(), ..Held::default() };
+        let body = HeldBody::new(Body::boxed(Broken(|| Poll::Pending)), held);
+        assert_eq!(node.in_flight(), 1);
+        drop(body);
+        assert_eq!(node.in_flight(), 0);
+    }
+}

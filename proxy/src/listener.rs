@@ -1,0 +1,208 @@
+//! Bound sockets: accept, place, back off.
+//!
+//! Bind mode: one socket per address and port in use ([`sockets`]); each is given to one worker,
+//! which accepts there and places every connection on the less loaded of two workers, so that a few
+//! long HTTP/2 connections cannot sit on one core. Steering by the kernel takes the place of
+//! `sockets` and nothing else.
+
+pub mod sockets;
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::time::Duration;
+
+use rustix::net::SocketFlags;
+use tokio::io::unix::AsyncFd;
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::connection::{self, Accepted};
+use crate::error::{Code, Failure};
+use crate::worker::Worker;
+
+/// What connects to a socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Clients,
+    Peers,
+}
+
+/// A socket for a worker to accept on, until `stop`.
+pub struct Listening {
+    pub socket: TcpListener,
+    pub kind: Kind,
+    pub stop: CancellationToken,
+}
+
+/// A connection accepted by one worker for another.
+pub struct Placed {
+    socket: OwnedFd,
+    peer: SocketAddr,
+    local: SocketAddr,
+    kind: Kind,
+}
+
+/// How the others see a worker.
+#[derive(Clone)]
+pub struct Peer {
+    pub placed: mpsc::Sender<Placed>,
+    pub load: Arc<AtomicU32>,
+}
+
+/// The workers that a connection may be placed on, and which of them this is.
+#[derive(Clone)]
+pub struct Placement {
+    pub own: usize,
+    pub workers: Arc<[Peer]>,
+}
+
+/// Connections that may be on their way from one worker to another; more stay where they are.
+pub const PLACED_MAX: usize = 256;
+
+/// Pause after an accept that failed for want of descriptors or memory.
+const BACK_OFF: Duration = Duration::from_millis(50);
+
+/// Accepts on `listening` until it is told to stop.
+pub async fn accept(listening: Listening, worker: Rc<Worker>, placement: Placement) {
+    let Listening { socket, kind, stop } = listening;
+    let bound = socket.local_addr().ok();
+    #[expect(
+        deprecated,
+        reason = "its successor is unsafe code; a TcpListener keeps its descriptor"
+    )]
+    let Ok(socket) = AsyncFd::new(socket) else {
+        tracing::error!(address = ?bound, "a socket cannot be polled");
+        return;
+    };
+    loop {
+        let ready = tokio::select! {
+            () = stop.cancelled() => return,
+            ready = socket.readable() => ready,
+        };
+        let Ok(mut ready) = ready else { return };
+        match ready.try_io(|socket| accept_one(socket.get_ref(), bound)) {
+            Err(_would_block) => {}
+            Ok(Ok((socket, peer, local))) => {
+                worker.metrics.accepted.increment();
+                place(Placed { socket, peer, local, kind }, &worker, &placement);
+            }
+            Ok(Err(error)) => {
+                worker.metrics.accept_errors.increment();
+                if is_exhaustion(&error) {
+                    // The queue is full of clients and there is nothing to serve them with: wait
+                    // for connections to end instead of asking again at once.
+                    tracing::warn!("accept failed: {error}");
+                    tokio::select! {
+                        () = stop.cancelled() => return,
+                        () = tokio::time::sleep(BACK_OFF) => {}
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Serves the connections that other workers place here, until they are gone.
+pub async fn receive(mut placed: mpsc::Receiver<Placed>, worker: Rc<Worker>, load: Arc<AtomicU32>) {
+    while let Some(placed) = placed.recv().await {
+        spawn(placed, &worker, &load);
+    }
+}
+
+fn accept_one(
+    socket: &TcpListener,
+    bound: Option<SocketAddr>,
+) -> io::Result<(OwnedFd, SocketAddr, SocketAddr)> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let (accepted, peer) = rustix::net::acceptfrom_with(socket, flags)?;
+    let invalid = |_| io::Error::from(io::ErrorKind::InvalidData);
+    let peer = peer.ok_or(io::ErrorKind::NotConnected)?.try_into().map_err(invalid)?;
+    // The address of the connection is the socket's own, unless it is bound to all of them.
+    let local = match bound {
+        Some(bound) if !bound.ip().is_unspecified() => bound,
+        _ => rustix::net::getsockname(&accepted)?.try_into().map_err(invalid)?,
+    };
+    Ok((accepted, peer, local))
+}
+
+/// Gives the connection to this worker or to a random other one, whichever has less to do.
+fn place(placed: Placed, worker: &Rc<Worker>, placement: &Placement) {
+    let own = &placement.workers[placement.own];
+    let other = worker.rng.below(placement.workers.len());
+    let other = &placement.workers[other];
+    if other.load.load(Relaxed) < own.load.load(Relaxed) {
+        match other.placed.try_send(placed) {
+            Ok(()) => {}
+            Err(
+                mpsc::error::TrySendError::Full(placed) | mpsc::error::TrySendError::Closed(placed),
+            ) => {
+                spawn(placed, worker, &own.load);
+            }
+        }
+    } else {
+        spawn(placed, worker, &own.load);
+    }
+}
+
+fn spawn(placed: Placed, worker: &Rc<Worker>, load: &Arc<AtomicU32>) {
+    let Placed { socket, peer, local, kind } = placed;
+    let guard = match worker.edge.connections.admit() {
+        Ok(guard) => guard,
+        Err(code) => return worker.metrics.count(&code.into()),
+    };
+    let socket = match TcpStream::from_std(socket.into()) {
+        Ok(socket) => socket,
+        Err(error) => return worker.metrics.count(&Failure::new(Code::PX01).because(error)),
+    };
+    let accepted = Accepted { socket, peer, local, guard };
+    let counted = Counted::new(worker, kind, load);
+    let serving = worker.clone();
+    worker.spawn_connection(async move {
+        let worker = serving;
+        let served = match kind {
+            // Boxed apart, so that the task is no larger than the smaller of them needs.
+            Kind::Clients => Box::pin(connection::serve(accepted, worker.clone())).await,
+            Kind::Peers => Box::pin(connection::serve_peer(accepted, worker.clone())).await,
+        };
+        if let Err(failure) = served {
+            worker.metrics.count(&failure);
+        }
+        drop(counted);
+    });
+}
+
+/// A connection in the metrics and in the worker's load, however it ends.
+struct Counted {
+    connections: telemetry::metrics::Gauge,
+    load: Arc<AtomicU32>,
+}
+
+impl Counted {
+    fn new(worker: &Worker, kind: Kind, load: &Arc<AtomicU32>) -> Self {
+        let connections = match kind {
+            Kind::Clients => worker.metrics.connections.clone(),
+            Kind::Peers => worker.metrics.peer_connections.clone(),
+        };
+        connections.add(1);
+        load.fetch_add(1, Relaxed);
+        Self { connections, load: load.clone() }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.connections.add(-1);
+        self.load.fetch_sub(1, Relaxed);
+    }
+}
+
+fn is_exhaustion(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let exhausted = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
+    exhausted.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+}
