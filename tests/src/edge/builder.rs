@@ -1,0 +1,275 @@
+//! What a node is told before it starts.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::process::Command;
+use std::rc::Rc;
+
+use tempfile::TempDir;
+
+use super::{Edge, binary};
+use crate::app::{App, Ports};
+use crate::certs::{Certs, Validity};
+use crate::client::Raw;
+use crate::port::{free, is_listening, loopback};
+use crate::process::Process;
+use crate::wait;
+
+/// A node to be.
+pub struct Builder {
+    id: String,
+    region: String,
+    workers: usize,
+    address: IpAddr,
+    ports: Ports,
+    apps: Vec<App>,
+    certs: Rc<Certs>,
+    sections: BTreeMap<&'static str, Vec<String>>,
+    mesh: Option<Mesh>,
+    wrapper: Vec<String>,
+}
+
+struct Mesh {
+    address: SocketAddr,
+    peers: Vec<(String, String, SocketAddr)>,
+    identity: MeshIdentity,
+}
+
+/// What a node shows its peers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MeshIdentity {
+    /// What it should: its own name, signed by the authority of all nodes.
+    Own,
+    /// A certificate that names another node.
+    AnotherNode,
+    /// Its own name, no longer valid.
+    Expired,
+    /// Its own name, signed by an authority that nobody trusts.
+    AnotherAuthority,
+}
+
+// === impl Builder ===
+
+impl Builder {
+    pub(super) fn new(id: &str, region: &str) -> Self {
+        let builder = Self {
+            id: id.to_owned(),
+            region: region.to_owned(),
+            workers: 2,
+            address: loopback(1),
+            ports: Ports { http: free(), https: free(), tcp: free() },
+            apps: Vec::new(),
+            certs: Rc::new(Certs::new()),
+            sections: BTreeMap::new(),
+            mesh: None,
+            wrapper: Vec::new(),
+        };
+        builder.timeout("drain", "5s")
+    }
+
+    /// The two nodes of [`Edge::two_regions`], before they start.
+    pub fn two_regions(apps: impl IntoIterator<Item = App>) -> [Self; 2] {
+        let apps: Vec<App> = apps.into_iter().collect();
+        let (port_a, port_b) = (free(), free());
+        let at_a = SocketAddr::new(loopback(1), port_a);
+        let at_b = SocketAddr::new(loopback(2), port_b);
+        let mut a = Self::new("a", "ams").apps(apps.clone());
+        let mut b = Self::new("b", "fra").apps(apps);
+        b.address = loopback(2);
+        b.ports = a.ports;
+        b.certs = a.certs.clone();
+        a.mesh = Some(Mesh::new(at_a, ("b", "fra", at_b)));
+        b.mesh = Some(Mesh::new(at_b, ("a", "ams", at_a)));
+        [a, b]
+    }
+
+    /// These apps too.
+    pub fn apps(mut self, apps: impl IntoIterator<Item = App>) -> Self {
+        self.apps.extend(apps);
+        self
+    }
+
+    /// This app too.
+    pub fn app(self, app: App) -> Self {
+        self.apps([app])
+    }
+
+    /// So many worker threads instead of two.
+    pub fn workers(mut self, workers: usize) -> Self {
+        self.workers = workers;
+        self
+    }
+
+    /// A bound of `[limits]`.
+    pub fn limit(self, key: &str, value: u64) -> Self {
+        self.line("limits", format!("{key} = {value}"))
+    }
+
+    /// A wait of `[timeouts]`, such as `"500ms"`.
+    pub fn timeout(self, key: &str, value: &str) -> Self {
+        self.line("timeouts", format!("{key} = {value:?}"))
+    }
+
+    /// What the node shows its peers.
+    ///
+    /// # Panics
+    /// When the node has no mesh.
+    pub fn mesh_identity(mut self, identity: MeshIdentity) -> Self {
+        self.mesh.as_mut().expect("a node with a mesh").identity = identity;
+        self
+    }
+
+    /// Starts the binary through this command, such as `prlimit --nofile=64`.
+    pub fn through(mut self, command: &[&str]) -> Self {
+        self.wrapper = command.iter().map(|word| (*word).to_owned()).collect();
+        self
+    }
+
+    /// Who signs the node's certificates.
+    pub fn certs(&self) -> Rc<Certs> {
+        self.certs.clone()
+    }
+
+    /// Where peers will reach the node.
+    ///
+    /// # Panics
+    /// When it has no mesh.
+    pub fn mesh_address(&self) -> SocketAddr {
+        self.mesh.as_ref().expect("a node with a mesh").address
+    }
+
+    /// The ports that app files will name.
+    pub fn ports(&self) -> Ports {
+        self.ports
+    }
+
+    fn line(mut self, section: &'static str, line: String) -> Self {
+        let lines = self.sections.entry(section).or_default();
+        let key = line.split(' ').next().unwrap_or_default().to_owned() + " ";
+        lines.retain(|line| !line.starts_with(&key)); // the last word counts
+        lines.push(line);
+        self
+    }
+
+    /// Writes the node's folder without starting anything: `edge.toml`, `apps/`, `certificates/`.
+    ///
+    /// # Panics
+    /// When the folder cannot be written.
+    pub fn write(&self, directory: &Path) -> SocketAddr {
+        let admin = SocketAddr::new(loopback(1), free());
+        fs::create_dir_all(directory.join("apps")).expect("the folder is ours");
+        fs::create_dir_all(directory.join("certificates")).expect("the folder is ours");
+        fs::write(directory.join("edge.toml"), self.config(admin)).expect("the folder is ours");
+        for app in &self.apps {
+            let path = directory.join("apps").join(app.name()).with_extension("toml");
+            fs::write(path, app.file(self.ports)).expect("the folder is ours");
+            let names: Vec<&str> = app.hostnames().iter().map(String::as_str).collect();
+            self.certs.leaf(&names).write(&directory.join("certificates").join(app.name()));
+        }
+        if let Some(mesh) = &self.mesh {
+            mesh.pair(&self.id, &self.certs).write(&directory.join("mesh"));
+            fs::copy(self.certs.ca(), directory.join("mesh-ca.pem")).expect("the folder is ours");
+        }
+        admin
+    }
+
+    /// Starts the node and waits until it is ready and listens for its apps.
+    ///
+    /// # Panics
+    /// When it does not come to that.
+    #[track_caller]
+    pub fn start(self) -> Edge {
+        let (web, raw) = (self.apps.iter().any(App::is_web), self.apps.iter().any(App::is_raw));
+        let edge = self.start_until_ready();
+        wait::until("the node listens", || {
+            let web = !web || is_listening(edge.http()) && is_listening(edge.https());
+            web && (!raw || is_listening(edge.tcp()))
+        });
+        edge
+    }
+
+    /// Starts the node and waits until it says that it is ready, and for nothing more.
+    ///
+    /// # Panics
+    /// When it does not become ready.
+    #[track_caller]
+    pub fn start_until_ready(self) -> Edge {
+        let directory = TempDir::with_prefix("ferrule-edge-").expect("a temporary folder");
+        let admin = self.write(directory.path());
+        let mut words = self.wrapper.clone();
+        words.push(binary().to_string_lossy().into_owned());
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]).arg("run").arg("--config");
+        command.arg(directory.path().join("edge.toml"));
+        let process = Process::start(&format!("node {}", self.id), &mut command);
+        let Self { certs, address, ports, mesh, .. } = self;
+        let mesh = mesh.map(|mesh| mesh.address);
+        let mut edge =
+            Edge { process, directory, certs, address, ports, admin, mesh, stopped: false };
+        wait::until("the node is ready", || {
+            if let Some(status) = edge.process.has_ended() {
+                panic!("the node ended while starting: {status}");
+            }
+            let ready = Raw::try_tcp(admin).ok().and_then(|mut raw| raw.try_get("/readyz").ok());
+            ready.is_some_and(|response| response.status == 200)
+        });
+        edge
+    }
+
+    fn config(&self, admin: SocketAddr) -> String {
+        let Self { id, region, workers, address, .. } = self;
+        let mut text = format!(
+            "[node]\nid = {id:?}\nregion = {region:?}\nworkers = {workers}\n\n\
+             [storage]\ndirectory = \"storage\"\n\n\
+             [listen]\nmode = \"bind\"\naddresses = [\"{address}\"]\n\n\
+             [inventory]\nsource = \"directory\"\ndirectory = \"apps\"\n\n\
+             [certificates]\ndirectory = \"certificates\"\n\n\
+             [admin]\naddress = \"{admin}\"\nsocket = \"admin.sock\"\n"
+        );
+        for (section, lines) in &self.sections {
+            write!(text, "\n[{section}]\n{}\n", lines.join("\n"))
+                .expect("a String takes everything");
+        }
+        if let Some(mesh) = &self.mesh {
+            text.push_str(&mesh.config());
+        }
+        text
+    }
+}
+
+// === impl Mesh ===
+
+impl Mesh {
+    fn new(address: SocketAddr, (id, region, at): (&str, &str, SocketAddr)) -> Self {
+        let peers = vec![(id.to_owned(), region.to_owned(), at)];
+        Self { address, peers, identity: MeshIdentity::Own }
+    }
+
+    fn pair(&self, id: &str, certs: &Certs) -> crate::certs::Pair {
+        match self.identity {
+            MeshIdentity::Own => certs.node(id, Validity::Valid),
+            MeshIdentity::AnotherNode => certs.node("somebody-else", Validity::Valid),
+            MeshIdentity::Expired => certs.node(id, Validity::Expired),
+            MeshIdentity::AnotherAuthority => Certs::new().node(id, Validity::Valid),
+        }
+    }
+
+    fn config(&self) -> String {
+        let mut text = format!(
+            "\n[mesh]\naddress = \"{}\"\ncertificate = \"mesh.pem\"\nkey = \"mesh.key\"\n\
+             ca = \"mesh-ca.pem\"\n",
+            self.address
+        );
+        for (id, region, address) in &self.peers {
+            write!(
+                text,
+                "\n[[mesh.peers]]\nid = {id:?}\nregion = {region:?}\naddress = \"{address}\"\n"
+            )
+            .expect("a String takes everything");
+        }
+        text
+    }
+}
