@@ -1,0 +1,69 @@
+# Everything a developer or a CI runner does here, one target each.
+# Dependencies are compiled once for all tests (dev profile), once as metadata for clippy and
+# rustdoc, and in release only for `bench` and `demo`.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+TOOLS := $(CURDIR)/target/tools
+export PATH := $(TOOLS)/bin:/usr/sbin:/sbin:$(PATH)
+
+# Where tests that could not run leave their reason; printed at the end of `make test`.
+export FERRULE_SKIPPED := $(CURDIR)/target/skipped.txt
+
+# Many integration tests wait for a deadline most of their time, so there are more of them than
+# cores; each starts several processes, so there are not many more.
+TEST_THREADS ?= 4
+
+.PHONY: help check fmt clippy doc deny build test bench demo fuzz install-tools
+
+help: ## shows this list
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
+
+check: fmt clippy doc deny ## formatting, lints, documentation, licences and duplicates
+
+fmt:
+	@echo "== format"
+	cargo fmt --all --check
+
+clippy:
+	@echo "== lints"
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+
+doc:
+	@echo "== documentation"
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --locked --quiet
+
+# Advisories need a database that many networks do not let one fetch. It is consulted when it can
+# be had, and its absence is said, not hidden.
+deny: | install-tools
+	@echo "== dependencies"
+	cargo-deny --locked --all-features check --hide-inclusion-graph bans licenses sources
+	@if timeout 60 cargo-deny --locked fetch db </dev/null >/dev/null 2>&1; then \
+	  cargo-deny --locked check --disable-fetch advisories; \
+	else echo "advisories: not checked, the advisory database cannot be reached from here"; fi
+
+install-tools: ## installs what tests and benchmarks need (Debian packages, oha, cargo-deny)
+	@tests/install.sh
+
+build: ## builds the binary and every test in one go, so that nothing is compiled twice
+	@echo "== build"
+	cargo build --workspace --bins --tests --locked
+
+test: install-tools check build ## everything: tools, checks, unit and integration tests
+	@echo "== tests"
+	@rm -f "$$FERRULE_SKIPPED"
+	cargo test --workspace --locked --no-fail-fast -- --test-threads $(TEST_THREADS)
+	@if [ -s "$$FERRULE_SKIPPED" ]; then \
+	  echo "Not run:"; sort -u "$$FERRULE_SKIPPED"; [ "$${CI:-}" != true ]; fi
+
+bench: install-tools ## CPU per request and memory per connection against nginx; see loadtest/README.md
+	cargo build --release --locked -p proxy --bin ferrule -p loadtest --bin loadtest
+	target/release/loadtest $(BENCH)
+
+demo: ## a two-region edge on loopback, with curl lines to try
+	cargo run --release --locked -- demo
+
+fuzz: ## searches for input that breaks a parser, SECONDS (60) per target; needs nightly and cargo-fuzz
+	proxy/fuzz/run $(or $(SECONDS),60)
