@@ -1,7 +1,7 @@
 //! The one body type that requests and responses are made of, in both directions.
 //!
 //! An enum where the kind is common, a box where it is large: no body is copied or collected here.
-//! Whatever must live exactly as long as a body (a permit, a gauge) wraps it, see [`Body::holding`].
+//! Whatever must live exactly as long as a body (a permit, a gauge) wraps it, see [`crate::limit`].
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -23,12 +23,6 @@ pub enum Body {
     Boxed(Pin<Box<dyn http_body::Body<Data = Bytes, Error = Failure>>>),
 }
 
-/// A body and what must live as long as it does.
-struct Holding<T> {
-    body: Body,
-    _held: T,
-}
-
 // === impl Body ===
 
 impl Body {
@@ -39,11 +33,6 @@ impl Body {
 
     pub fn boxed(body: impl http_body::Body<Data = Bytes, Error = Failure> + 'static) -> Self {
         Self::Boxed(Box::pin(body))
-    }
-
-    /// This body, dropping `held` when it is dropped.
-    pub fn holding<T: 'static + Unpin>(self, held: T) -> Self {
-        Self::boxed(Holding { body: self, _held: held })
     }
 }
 
@@ -81,25 +70,5 @@ impl http_body::Body for Body {
             Self::Incoming(body) => body.size_hint(),
             Self::Boxed(body) => body.size_hint(),
         }
-    }
-}
-
-impl<T: Unpin> http_body::Body for Holding<T> {
-    type Data = Bytes;
-    type Error = Failure;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }

@@ -116,9 +116,7 @@ impl Exchange<'_> {
     }
 
     async fn request(&mut self) -> Result<Response<Body>, Failure> {
-        let (head, body) =
-            std::mem::replace(&mut self.request.request, http::Request::new(Body::Empty))
-                .into_parts();
+        let (head, body) = self.take_request();
         let replay = Replay::new(body, self.worker.edge.config.limits.replay_bytes_max);
         self.worker.count_request(Instant::now());
         // The original is kept for a next attempt and given away with the last.
@@ -151,6 +149,12 @@ impl Exchange<'_> {
             self.worker.metrics.retries.increment();
             last = Some(failure);
         }
+    }
+
+    /// The request itself; what is left of it in here is what is known of it.
+    fn take_request(&mut self) -> (request::Parts, Body) {
+        let nothing = http::Request::new(Body::Empty);
+        std::mem::replace(&mut self.request.request, nothing).into_parts()
     }
 
     async fn assign(&mut self) -> Result<Assignment, Failure> {
@@ -200,16 +204,6 @@ impl Exchange<'_> {
     fn has_alternatives(&self) -> bool {
         matches!(self.request.identity.origin, Origin::Client)
             && self.request.identity.route.entry.candidates.len() > self.tried.count()
-    }
-
-    /// The head of an upgrade, which has no body and is sent as often as needed.
-    fn head_of_upgrade(&self) -> request::Parts {
-        let request = &self.request.request;
-        let (mut head, ()) = http::Request::new(()).into_parts();
-        head.method = request.method().clone();
-        head.uri = request.uri().clone();
-        head.headers = request.headers().clone();
-        head
     }
 
     /// What a peer or an instance answered: a refusal is a failure that may be tried elsewhere.

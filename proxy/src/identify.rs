@@ -62,12 +62,8 @@ pub mod mesh {
 impl Route {
     /// The service of `entry` that listens on `port`.
     pub fn find(entry: &Arc<Entry>, port: u16) -> Option<Self> {
-        let services = entry.app.services.iter().enumerate();
-        let mut ports = services.flat_map(|(service, found)| {
-            found.ports.iter().enumerate().map(move |(index, port)| (service, index, port))
-        });
-        let (service, index, _) = ports.find(|(_, _, found)| found.range.contains(&port))?;
-        Some(Self { entry: entry.clone(), service, port: index })
+        let (service, port) = entry.port(port)?;
+        Some(Self { entry: entry.clone(), service, port })
     }
 
     pub fn service(&self) -> &Service {

@@ -289,9 +289,12 @@ impl Inventory {
 // === impl Entry ===
 
 impl Entry {
-    /// What of the app is behind `port`, with the index of the service.
-    pub fn service_for(&self, port: u16) -> Option<(usize, &snapshot::Service, &Port)> {
-        self.app.ports().find(|(_, _, candidate)| candidate.range.contains(&port))
+    /// What of the app is behind port `number`: the index of the service, and of the port in it.
+    pub fn port(&self, number: u16) -> Option<(usize, usize)> {
+        self.app.services.iter().enumerate().find_map(|(service, found)| {
+            let port = found.ports.iter().position(|port| port.range.contains(&number))?;
+            Some((service, port))
+        })
     }
 
     /// The candidates as [`crate::balance::pick`] wants them.
@@ -355,11 +358,7 @@ impl Candidate {
 
 impl Binding {
     fn dedicated(entry: Arc<Entry>, number: u16) -> Option<Self> {
-        let (service, port) =
-            entry.app.services.iter().enumerate().find_map(|(index, service)| {
-                let port = service.ports.iter().position(|port| port.range.contains(&number))?;
-                Some((index, port))
-            })?;
+        let (service, port) = entry.port(number)?;
         Some(Self::Dedicated { entry, service, port })
     }
 

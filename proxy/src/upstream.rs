@@ -35,7 +35,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::body::Body;
 use crate::config;
-use crate::error::{Code, Failure, Retry};
+use crate::error::{Code, FERRULE_ERROR, Failure, Retry};
 use crate::io::cork;
 use crate::nodes::Node;
 
@@ -46,7 +46,7 @@ use http2::{Connection, Http2, NoSlot, Peer, Slot};
 use pool::{Look, Pool};
 
 pub use connect::Open;
-pub use tunnel::{H2Tunnel, Socket, TcpTunnel, Tunnel};
+pub use tunnel::{H2Tunnel, TcpTunnel, Tunnel};
 
 /// The upstream side of one worker.
 pub struct Upstreams {
@@ -327,8 +327,7 @@ impl Upstreams {
 
 /// Another node's refusal of a CONNECT, in its own words.
 fn declined(head: &http::response::Parts) -> Failure {
-    let told = head.headers.get("ferrule-error").and_then(|value| value.to_str().ok());
-    let code = told.and_then(|told| Code::ALL.iter().copied().find(|code| code.as_str() == told));
+    let code = head.headers.get(FERRULE_ERROR).and_then(|told| Code::parse(told.as_bytes()));
     let retry = match code {
         // It did not even look for a permit, or found none: any other node may do better.
         Some(Code::PR02 | Code::PR04 | Code::PL01 | Code::PL02 | Code::PL03 | Code::PL05) => {

@@ -190,10 +190,6 @@ impl<'d> Table<'d> {
         self.list_of(key, Item::ip)
     }
 
-    pub fn socket_addresses(&mut self, key: &'static str) -> Option<Vec<SocketAddr>> {
-        self.list_of(key, Item::socket_address)
-    }
-
     pub fn paths(&mut self, key: &'static str) -> Option<Vec<PathBuf>> {
         self.list_of(key, Item::path)
     }

@@ -1,7 +1,7 @@
 //! Upgrades: the same choice of an instance, but what comes back is a tunnel.
 
 use http::header::{CONNECTION, HeaderValue, UPGRADE};
-use http::{Request, Response, StatusCode};
+use http::{Request, Response, StatusCode, request};
 use tokio::time::Instant;
 
 use super::Exchange;
@@ -19,9 +19,11 @@ impl Exchange<'_> {
         &mut self,
         asked: upgrade::Request,
     ) -> Result<Response<Body>, Failure> {
+        // It has no body, so its head is sent as often as needed.
+        let (head, _) = self.take_request();
         loop {
             let assignment = self.assign().await?;
-            let failure = match self.attempt_upgrade(&asked, &assignment).await {
+            let failure = match self.attempt_upgrade(&asked, &head, &assignment).await {
                 Ok(Upgrade::Switched(response, tunnel)) => {
                     assignment.answered(Instant::now());
                     let response = self.switching(&asked, response);
@@ -55,10 +57,11 @@ impl Exchange<'_> {
     async fn attempt_upgrade(
         &self,
         asked: &upgrade::Request,
+        head: &request::Parts,
         assignment: &Assignment,
     ) -> Result<Upgrade, Failure> {
         let target = self.target(assignment)?;
-        let mut head = self.head_of_upgrade();
+        let mut head = super::copy(head);
         self.address_head(&mut head, &target, assignment)?;
         let request = Request::from_parts(head, ());
         if *asked.protocol == *upgrade::RAW {

@@ -27,12 +27,12 @@ pub struct TcpTunnel {
     socket: Socket,
     /// What the instance sent behind its 101, before the socket was ours.
     first: Bytes,
-    open: Open,
+    _open: Open,
 }
 
 /// Dropped before its side was shut down it resets the connection, so that the instance does not
 /// take what it has for the whole.
-pub struct Socket {
+struct Socket {
     tcp: TcpStream,
     sent_end: bool,
 }
@@ -51,7 +51,7 @@ const WRITE_BYTES_MAX: usize = 64 * 1024;
 
 impl Tunnel {
     pub(super) fn tcp(Stream { tcp, open }: Stream, first: Bytes) -> Self {
-        Self::Tcp(TcpTunnel { socket: Socket { tcp, sent_end: false }, first, open })
+        Self::Tcp(TcpTunnel { socket: Socket { tcp, sent_end: false }, first, _open: open })
     }
 
     pub(super) fn h2(stream: http2::Stream) -> Self {
@@ -106,11 +106,6 @@ impl AsyncWrite for Tunnel {
 // === impl TcpTunnel ===
 
 impl TcpTunnel {
-    /// The socket, for those who move bytes inside the kernel; the bytes came before what is in it.
-    pub fn into_parts(self) -> (Socket, Bytes, Open) {
-        (self.socket, self.first, self.open)
-    }
-
     fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.first.is_empty() {
             return Pin::new(&mut self.socket.tcp).poll_read(cx, buf);
@@ -121,17 +116,6 @@ impl TcpTunnel {
 }
 
 // === impl Socket ===
-
-impl Socket {
-    pub fn tcp(&self) -> &TcpStream {
-        &self.tcp
-    }
-
-    /// Our side was ended: dropping it is no reset any more.
-    pub fn set_sent_end(&mut self) {
-        self.sent_end = true;
-    }
-}
 
 impl Drop for Socket {
     fn drop(&mut self) {
