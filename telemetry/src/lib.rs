@@ -5,6 +5,7 @@
 //! [`log`] writes the lines on stderr.
 //! This crate depends on no other of the workspace, so that all of them may depend on it.
 
+pub mod record;
 pub mod metrics;
 pub mod ledger;
 pub mod memory;
