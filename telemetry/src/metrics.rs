@@ -1,91 +1,120 @@
 //! Counters, gauges and fixed-bucket histograms: sharded by worker, capped in cardinality.
 //!
-//! What exists is decided when it is registered; a record is one add to a cell of the current
-//! shard. Nothing here grows with traffic, with uptime, or when nobody scrapes. A family that is
-//! labelled by something strangers can multiply (an app) keeps at most `labels_max` label sets and
-//! counts the rest under `__other__`.
+//! What may exist is declared ([`Metric`], [`catalogue!`](crate::catalogue)); a record is one add to
+//! a cell of the current shard. Nothing here grows with traffic, with uptime, or when nobody
+//! scrapes:
+//!
+//! - A family holds at most [`Config::labels_max`] label sets and all families together at most
+//!   [`Config::series_max`] series; what is beyond counts under [`OTHER`]. Always there are series
+//!   without labels and those of `__other__`, which the code bounds.
+//! - Series of a family that is labelled by an app leave when nothing touched them for
+//!   [`Config::idle`], and return with all they counted when something does (`series.rs`).
+//! - A [`Snapshot`] reads cells and asks no data thread for anything; both text formats and OTLP are
+//!   made from it.
 
-mod cells;
+mod block;
+mod declare;
+mod exemplar;
 mod exposition;
+mod family;
+mod handle;
+mod series;
+mod snapshot;
+pub mod catalogue;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use cells::Cells;
+use family::{Family, Totals};
+use snapshot::since_epoch;
+
+pub use declare::{Kind, Metric, Unit, markdown};
+pub use exemplar::Exemplar;
+pub use exposition::Format;
+pub use handle::{Counter, Gauge, Histogram, SECONDS};
+pub use snapshot::{Distribution, FamilySnapshot, Number, Point, Snapshot, Value};
 
 /// The value of every label of a family's overflow set.
 pub const OTHER: &str = "__other__";
 
-/// All metrics of the process.
+/// Bytes of a label's value; the rest is cut off at a character.
+pub const LABEL_BYTES_MAX: usize = 128;
+
+/// Names and values of one series.
+pub type Labels = Arc<[(&'static str, Box<str>)]>;
+
+/// All metrics of the process. Cloning shares it.
 #[derive(Clone)]
 pub struct Registry {
     inner: Arc<Inner>,
 }
 
 struct Inner {
-    shards: usize,
-    labels_max: usize,
-    families: Mutex<BTreeMap<&'static str, Family>>,
+    config: Config,
+    /// Absent in tests, which may register what they like.
+    declared: Option<BTreeMap<&'static str, &'static Metric>>,
+    began: Duration,
+    totals: Arc<Totals>,
+    families: Mutex<BTreeMap<&'static str, Arc<Family>>>,
 }
 
-struct Family {
-    help: &'static str,
-    kind: Kind,
-    series: BTreeMap<Labels, Series>,
+/// The bounds of a registry.
+///
+/// One series is 128 bytes for each worker and for all other threads; with the defaults and 16
+/// workers 21 MiB at worst. A histogram of 15 buckets is 18 series in 256 bytes, and 1 KiB more
+/// where it keeps exemplars.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Config {
+    /// Label sets of one family. Default: 1,000.
+    pub labels_max: usize,
+    /// Time series of all families, each bucket of a histogram being one. Default: 10,000.
+    pub series_max: usize,
+    /// Time after which a series that nothing touched is evicted, where a family is labelled by
+    /// something the code does not bound. Default: 30 min.
+    pub idle: Duration,
 }
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Counter,
-    Gauge,
-    Histogram,
-}
-
-type Labels = Vec<(&'static str, String)>;
-
-enum Series {
-    Counter(Counter),
-    Gauge(Gauge),
-    Read(Box<dyn Fn() -> f64 + Send + Sync>),
-    Histogram(Histogram),
-}
-
-/// Only rises. Cloning shares it.
-#[derive(Clone)]
-pub struct Counter {
-    cells: Cells,
-}
-
-/// Rises and falls by deltas, so that every worker keeps its own part.
-#[derive(Clone)]
-pub struct Gauge {
-    cells: Cells,
-}
-
-/// Durations in fixed buckets. Cloning shares it.
-#[derive(Clone)]
-pub struct Histogram {
-    bounds: &'static [f64],
-    /// One cell per bucket, one for what lies above the last bound.
-    buckets: Arc<[Cells]>,
-    microseconds: Cells,
-}
-
-/// Bounds for request durations, in seconds.
-pub const SECONDS: &[f64] =
-    &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 
 // === impl Registry ===
 
 impl Registry {
-    /// A registry for `workers` workers and everyone else; a labelled family keeps at most
-    /// `labels_max` label sets.
+    /// A registry for `workers` workers and everyone else, which takes any metric; for tests and
+    /// tools. A labelled family keeps at most `labels_max` label sets.
     pub fn new(workers: usize, labels_max: usize) -> Self {
-        let inner = Inner { shards: workers + 1, labels_max, families: Mutex::default() };
-        Self { inner: Arc::new(inner) }
+        Self::build(workers, Config { labels_max, ..Config::default() }, None)
+    }
+
+    /// The registry of a process with `workers` workers, which takes what `catalogue` lists and
+    /// counts what its own caps did.
+    pub fn open(workers: usize, config: Config, catalogue: &[&[&'static Metric]]) -> Self {
+        let metrics = catalogue.iter().copied().flatten();
+        let declared = metrics.map(|metric| (metric.name, *metric)).collect();
+        let registry = Self::build(workers, config, Some(declared));
+        let totals = registry.inner.totals.clone();
+        catalogue::SERIES.gauge_read_in(&registry, &[], move || totals.series.load(Relaxed) as f64);
+        let totals = registry.inner.totals.clone();
+        let full = move || totals.beyond_labels.load(Relaxed);
+        catalogue::OVERFLOW.counter_read_in(&registry, &["labels"], full);
+        let totals = registry.inner.totals.clone();
+        let full = move || totals.beyond_series.load(Relaxed);
+        catalogue::OVERFLOW.counter_read_in(&registry, &["series"], full);
+        let totals = registry.inner.totals.clone();
+        catalogue::EVICTED.counter_read_in(&registry, &[], move || totals.evicted.load(Relaxed));
+        registry
+    }
+
+    fn build(
+        workers: usize,
+        config: Config,
+        declared: Option<BTreeMap<&'static str, &'static Metric>>,
+    ) -> Self {
+        let totals = Arc::new(Totals::new(workers + 1, config.series_max));
+        let (began, families) = (since_epoch(), Mutex::default());
+        Self { inner: Arc::new(Inner { config, declared, began, totals, families }) }
     }
 
     /// The counter `name` with `labels`; the same one when it exists.
@@ -95,11 +124,8 @@ impl Registry {
         help: &'static str,
         labels: &[(&'static str, &str)],
     ) -> Counter {
-        let new = || Series::Counter(Counter { cells: Cells::new(self.inner.shards) });
-        self.with(name, help, Kind::Counter, labels, new, |series| match series {
-            Series::Counter(counter) => counter.clone(),
-            _ => unreachable!("a family has one kind"),
-        })
+        let metric = Metric::new(name, Kind::Counter, &[], &[], help);
+        Counter { cells: self.family(metric, labels).cells(owned(labels)) }
     }
 
     /// The gauge `name` with `labels`; the same one when it exists.
@@ -109,11 +135,8 @@ impl Registry {
         help: &'static str,
         labels: &[(&'static str, &str)],
     ) -> Gauge {
-        let new = || Series::Gauge(Gauge { cells: Cells::new(self.inner.shards) });
-        self.with(name, help, Kind::Gauge, labels, new, |series| match series {
-            Series::Gauge(gauge) => gauge.clone(),
-            _ => unreachable!("a gauge that is read cannot be written"),
-        })
+        let metric = Metric::new(name, Kind::Gauge, &[], &[], help);
+        Gauge { cells: self.family(metric, labels).cells(owned(labels)) }
     }
 
     /// A gauge that is read when somebody scrapes.
@@ -124,7 +147,22 @@ impl Registry {
         labels: &[(&'static str, &str)],
         read: impl Fn() -> f64 + Send + Sync + 'static,
     ) {
-        self.with(name, help, Kind::Gauge, labels, || Series::Read(Box::new(read)), |_| ());
+        let metric = Metric::new(name, Kind::Gauge, &[], &[], help);
+        let family = self.family(metric, labels);
+        family.read(owned(labels), Arc::new(move || Number::Float(read())));
+    }
+
+    /// A counter that is read when somebody scrapes.
+    pub fn counter_read(
+        &self,
+        name: &'static str,
+        help: &'static str,
+        labels: &[(&'static str, &str)],
+        read: impl Fn() -> u64 + Send + Sync + 'static,
+    ) {
+        let metric = Metric::new(name, Kind::Counter, &[], &[], help);
+        let family = self.family(metric, labels);
+        family.read(owned(labels), Arc::new(move || Number::Unsigned(read())));
     }
 
     /// The histogram `name` with `labels` over `bounds`; the same one when it exists.
@@ -135,159 +173,145 @@ impl Registry {
         labels: &[(&'static str, &str)],
         bounds: &'static [f64],
     ) -> Histogram {
-        let new = || Series::Histogram(Histogram::new(self.inner.shards, bounds));
-        self.with(name, help, Kind::Histogram, labels, new, |series| match series {
-            Series::Histogram(histogram) => histogram.clone(),
-            _ => unreachable!("a family has one kind"),
-        })
+        let metric = Metric::new(name, Kind::Histogram, &[], bounds, help);
+        let family = self.family(metric, labels);
+        Histogram { bounds: family.metric.bounds, cells: family.cells(owned(labels)) }
     }
 
-    /// Forgets every series of every family whose label `label` is `value`: an app went.
+    /// Forgets every series of every family whose label `label` is `value`: an app went. Handles
+    /// that are still held count for nobody.
     pub fn forget(&self, label: &'static str, value: &str) {
-        for family in self.inner.families.lock().values_mut() {
-            family.series.retain(|labels, _| {
-                !labels.iter().any(|(name, held)| *name == label && held == value)
-            });
-        }
+        self.families().iter().for_each(|family| family.forget(label, value));
+    }
+
+    /// Evicts what idles. To be called about once a minute, on no data thread.
+    pub fn sweep(&self, now: Instant) {
+        self.families().iter().for_each(|family| family.sweep(now, self.inner.config.idle));
+    }
+
+    /// All numbers as of now.
+    pub fn snapshot(&self) -> Snapshot {
+        let families = self.families();
+        let families = families.iter().map(|family| FamilySnapshot::of(family));
+        let families = families.filter(|family| !family.points.is_empty()).collect();
+        Snapshot { at: since_epoch(), began: self.inner.began, families }
     }
 
     /// The text exposition format, version 0.0.4.
     pub fn render(&self) -> String {
-        exposition::render(&self.inner.families.lock())
+        self.render_as(Format::Prometheus)
     }
 
-    fn with<T>(
-        &self,
-        name: &'static str,
-        help: &'static str,
-        kind: Kind,
-        labels: &[(&'static str, &str)],
-        new: impl FnOnce() -> Series,
-        take: impl FnOnce(&Series) -> T,
-    ) -> T {
-        let mut families = self.inner.families.lock();
-        let family =
-            families.entry(name).or_insert_with(|| Family { help, kind, series: BTreeMap::new() });
-        debug_assert!(family.kind == kind, "{name} was registered as another kind");
-        let mut key: Labels =
-            labels.iter().map(|(label, value)| (*label, (*value).to_owned())).collect();
-        if family.series.len() >= self.inner.labels_max && !family.series.contains_key(&key) {
-            for (_, value) in &mut key {
-                OTHER.clone_into(value);
+    /// The answer to a scrape.
+    pub fn render_as(&self, format: Format) -> String {
+        exposition::render(&self.snapshot(), format)
+    }
+
+    /// Bytes of cells, as the ledger shows them.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.inner.totals.bytes.load(Relaxed)
+    }
+
+    /// What [`Self::bytes`] stays below: a full registry in which every label set is one series, and
+    /// as much again for the sets without labels, those of `__other__` and what is being evicted.
+    pub(crate) fn bytes_max(&self) -> u64 {
+        2 * (self.inner.config.series_max * (self.shards() + 1) * 128) as u64
+    }
+
+    pub(crate) fn shards(&self) -> usize {
+        self.inner.totals.shards
+    }
+
+    fn families(&self) -> Vec<Arc<Family>> {
+        self.inner.families.lock().values().cloned().collect()
+    }
+
+    /// The family of `metric`, as it was declared.
+    fn family(&self, metric: Metric, labels: &[(&'static str, &str)]) -> Arc<Family> {
+        let Inner { config, declared, totals, families, .. } = &*self.inner;
+        let kind = metric.kind;
+        let metric = match declared {
+            None => metric,
+            Some(declared) => {
+                let declared = declared.get(metric.name);
+                debug_assert!(declared.is_some(), "{} is in no catalogue", metric.name);
+                let declared = declared.map_or(metric, |declared| **declared);
+                let names = labels.iter().map(|(name, _)| name);
+                debug_assert!(names.eq(declared.labels), "{} has other labels", metric.name);
+                declared
             }
-        }
-        take(family.series.entry(key).or_insert_with(new))
+        };
+        let mut families = families.lock();
+        let new = || Family::new(metric, config.labels_max, totals.clone());
+        let family = families.entry(metric.name).or_insert_with(new);
+        debug_assert!(family.metric.kind == kind, "{} is of another kind", metric.name);
+        family.clone()
     }
 }
 
-// === impl Counter, Gauge, Histogram ===
-
-impl Counter {
-    pub fn increment(&self) {
-        self.cells.add(1);
-    }
-
-    pub fn add(&self, n: u64) {
-        self.cells.add(n as i64);
-    }
-
-    /// The sum over all shards.
-    pub fn value(&self) -> u64 {
-        self.cells.sum() as u64
+impl Default for Config {
+    fn default() -> Self {
+        Self { labels_max: 1_000, series_max: 10_000, idle: Duration::from_secs(30 * 60) }
     }
 }
 
-impl Gauge {
-    pub fn add(&self, n: i64) {
-        self.cells.add(n);
-    }
-
-    /// The sum over all shards.
-    pub fn value(&self) -> i64 {
-        self.cells.sum()
-    }
+fn owned(labels: &[(&'static str, &str)]) -> Labels {
+    let cut = |value: &str| value[..value.floor_char_boundary(LABEL_BYTES_MAX)].into();
+    labels.iter().map(|(label, value)| (*label, cut(value))).collect()
 }
 
-impl Histogram {
-    fn new(shards: usize, bounds: &'static [f64]) -> Self {
-        let buckets = (0..=bounds.len()).map(|_| Cells::new(shards)).collect();
-        Self { bounds, buckets, microseconds: Cells::new(shards) }
+// === impl Metric ===
+
+/// How declared metrics become handles; `values` are those of the labels, in their order.
+impl Metric {
+    /// The counter with these label values; the same one when it exists.
+    pub fn counter_in(&self, registry: &Registry, values: &[&str]) -> Counter {
+        let (family, labels) = self.family(registry, Kind::Counter, values);
+        Counter { cells: family.cells(labels) }
     }
 
-    pub fn record(&self, duration: Duration) {
-        let seconds = duration.as_secs_f64();
-        let bucket = self.bounds.partition_point(|bound| *bound < seconds);
-        self.buckets[bucket].add(1);
-        self.microseconds.add(i64::try_from(duration.as_micros()).unwrap_or(i64::MAX));
+    /// The gauge with these label values; the same one when it exists.
+    pub fn gauge_in(&self, registry: &Registry, values: &[&str]) -> Gauge {
+        let (family, labels) = self.family(registry, Kind::Gauge, values);
+        Gauge { cells: family.cells(labels) }
+    }
+
+    /// The histogram with these label values; the same one when it exists.
+    pub fn histogram_in(&self, registry: &Registry, values: &[&str]) -> Histogram {
+        let (family, labels) = self.family(registry, Kind::Histogram, values);
+        Histogram { bounds: family.metric.bounds, cells: family.cells(labels) }
+    }
+
+    /// A gauge that is read when somebody scrapes.
+    pub fn gauge_read_in(
+        &self,
+        registry: &Registry,
+        values: &[&str],
+        read: impl Fn() -> f64 + Send + Sync + 'static,
+    ) {
+        let (family, labels) = self.family(registry, Kind::Gauge, values);
+        family.read(labels, Arc::new(move || Number::Float(read())));
+    }
+
+    /// A counter that is read when somebody scrapes.
+    pub fn counter_read_in(
+        &self,
+        registry: &Registry,
+        values: &[&str],
+        read: impl Fn() -> u64 + Send + Sync + 'static,
+    ) {
+        let (family, labels) = self.family(registry, Kind::Counter, values);
+        family.read(labels, Arc::new(move || Number::Unsigned(read())));
+    }
+
+    fn family(&self, registry: &Registry, kind: Kind, values: &[&str]) -> (Arc<Family>, Labels) {
+        debug_assert!(self.kind == kind, "{} is no {}", self.name, kind.as_str());
+        debug_assert_eq!(self.labels.len(), values.len(), "labels of {}", self.name);
+        let labels: Vec<_> =
+            self.labels.iter().zip(values).map(|(label, value)| (*label, *value)).collect();
+        (registry.family(*self, &labels), owned(&labels))
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_family_is_capped_and_the_rest_is_counted_as_other() {
-        let registry = Registry::new(1, 3);
-        for app in 0..10 {
-            let app = format!("app-{app}");
-            registry.counter("ferrule_requests_total", "", &[("app", &app)]).increment();
-        }
-        let text = registry.render();
-        assert_eq!(text.lines().filter(|line| !line.starts_with('#')).count(), 4);
-        assert!(text.contains("ferrule_requests_total{app=\"__other__\"} 7"), "{text}");
-    }
-
-    #[test]
-    fn a_forgotten_label_makes_room() {
-        let registry = Registry::new(1, 1);
-        registry.counter("ferrule_requests_total", "", &[("app", "a")]).increment();
-        registry.forget("app", "a");
-        registry.counter("ferrule_requests_total", "", &[("app", "b")]).add(2);
-        assert!(registry.render().contains("ferrule_requests_total{app=\"b\"} 2"));
-    }
-
-    #[test]
-    fn shards_add_up() {
-        let registry = Registry::new(2, 10);
-        let counter = registry.counter("ferrule_things_total", "", &[]);
-        std::thread::scope(|scope| {
-            for worker in 0..4 {
-                let counter = counter.clone();
-                scope.spawn(move || {
-                    if worker < 2 {
-                        crate::shard::claim(worker);
-                    }
-                    (0..1000).for_each(|_| counter.increment());
-                });
-            }
-        });
-        assert_eq!(counter.value(), 4000);
-    }
-
-    #[test]
-    fn a_histogram_has_cumulative_buckets_a_sum_and_a_count() {
-        let registry = Registry::new(1, 10);
-        let histogram = registry.histogram("ferrule_wait_seconds", "", &[], &[0.1, 1.0]);
-        for milliseconds in [50, 500, 5000] {
-            histogram.record(Duration::from_millis(milliseconds));
-        }
-        let text = registry.render();
-        for line in [
-            "ferrule_wait_seconds_bucket{le=\"0.1\"} 1",
-            "ferrule_wait_seconds_bucket{le=\"1\"} 2",
-            "ferrule_wait_seconds_bucket{le=\"+Inf\"} 3",
-            "ferrule_wait_seconds_sum 5.55",
-            "ferrule_wait_seconds_count 3",
-        ] {
-            assert!(text.contains(line), "{line} is missing in\n{text}");
-        }
-    }
-
-    #[test]
-    fn label_values_are_escaped() {
-        let registry = Registry::new(1, 10);
-        registry.counter("ferrule_odd_total", "", &[("app", "a\"b\\c\nd")]).increment();
-        assert!(registry.render().contains(r#"ferrule_odd_total{app="a\"b\\c\nd"} 1"#));
-    }
-}
+mod tests;

@@ -26,3 +26,11 @@ pub(crate) enum Shard {
     Own(usize),
     Common(usize),
 }
+
+impl Shard {
+    pub(crate) fn index(self) -> usize {
+        match self {
+            Self::Own(index) | Self::Common(index) => index,
+        }
+    }
+}
