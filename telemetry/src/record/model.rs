@@ -200,6 +200,154 @@ pub struct Event<'a> {
     pub fields: Vec<(&'static str, Value<'a>)>,
 }
 
+// === impl Value ===
+
+impl From<bool> for Value<'_> {
+    fn from(value: bool) -> Self {
+        Self::Bool(value)
+    }
+}
+
+impl From<u64> for Value<'_> {
+    fn from(value: u64) -> Self {
+        Self::Unsigned(value)
+    }
+}
+
+impl From<u32> for Value<'_> {
+    fn from(value: u32) -> Self {
+        Self::Unsigned(value.into())
+    }
+}
+
+impl From<u16> for Value<'_> {
+    fn from(value: u16) -> Self {
+        Self::Unsigned(value.into())
+    }
+}
+
+impl From<usize> for Value<'_> {
+    fn from(value: usize) -> Self {
+        Self::Unsigned(value as u64)
+    }
+}
+
+impl From<i64> for Value<'_> {
+    fn from(value: i64) -> Self {
+        Self::Signed(value)
+    }
+}
+
+impl From<f64> for Value<'_> {
+    fn from(value: f64) -> Self {
+        Self::Float(value)
+    }
+}
+
+impl From<&'static str> for Value<'_> {
+    fn from(value: &'static str) -> Self {
+        Self::Static(value)
+    }
+}
+
+// === impl Wide ===
+
+impl Wide {
+    /// Of a request about which nothing else is known yet.
+    pub fn new(trace: TraceId, span: SpanId) -> Self {
+        Self {
+            trace,
+            span,
+            parent: None,
+            link: None,
+            began: Duration::ZERO,
+            lasted: Duration::ZERO,
+            head_after: None,
+            request_id: ShortText::default(),
+            verbosity: Verbosity::default(),
+            app: None,
+            instance: None,
+            node: None,
+            method: Method::default(),
+            protocol: Protocol::default(),
+            tls: false,
+            status: None,
+            error: None,
+            attempts: 0,
+            request_bytes: 0,
+            response_bytes: 0,
+            exposed: None,
+        }
+    }
+
+    /// The event with what it owns, which is no longer here.
+    pub(super) fn take(&mut self) -> Self {
+        Self {
+            app: self.app.take(),
+            instance: self.instance.take(),
+            node: self.node.take(),
+            exposed: self.exposed.take(),
+            ..*self
+        }
+    }
+
+    /// Gives back what it owns, so that a free slot holds on to no app that went.
+    pub(super) fn release(&mut self) {
+        self.app = None;
+        self.instance = None;
+        self.node = None;
+        self.exposed = None;
+    }
+}
+
+// === impl Keep, Method, Protocol ===
+
+impl Keep {
+    /// As labels, attributes and logs say it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Slow => "slow",
+            Self::Retried => "retried",
+            Self::Sampled => "sampled",
+            Self::Verbose => "verbose",
+            Self::NearAnomaly => "near_anomaly",
+        }
+    }
+}
+
+impl Method {
+    /// As OpenTelemetry writes `http.request.method`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Get => "GET",
+            Self::Head => "HEAD",
+            Self::Post => "POST",
+            Self::Put => "PUT",
+            Self::Delete => "DELETE",
+            Self::Connect => "CONNECT",
+            Self::Options => "OPTIONS",
+            Self::Trace => "TRACE",
+            Self::Patch => "PATCH",
+            // The conventions' name for what is not among theirs.
+            Self::Other => "_OTHER",
+        }
+    }
+}
+
+impl Protocol {
+    /// As the access log says it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Http1 => "http/1.1",
+            Self::Http2 => "http/2",
+            Self::Mesh => "mesh",
+            Self::Tcp => "tcp",
+            Self::WebSocket => "websocket",
+        }
+    }
+}
+
 // === impl ShortText ===
 
 impl<const N: usize> ShortText<N> {
