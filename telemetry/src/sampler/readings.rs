@@ -1,0 +1,295 @@
+//! What the sampler publishes: plain atomics that anybody may load at any time.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
+
+use super::meter::{Meter, Sample};
+use crate::memory;
+use crate::metrics::Registry;
+
+/// The last tick's figures, in bytes. Each is true by itself; two of them may be a tick apart.
+pub struct Readings {
+    meter: Arc<Meter>,
+    resident: AtomicU64,
+    used: AtomicU64,
+    limit: AtomicU64,
+    pressure: AtomicU64,
+    heartbeat: AtomicU64,
+    since_tick: AtomicU64,
+    highest: Highest,
+    cpu: AtomicU64,
+    traffic: OnceLock<Box<dyn Fn() -> Traffic + Send + Sync>>,
+}
+
+/// What the node does at the moment, for the black box.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Traffic {
+    pub connections: u64,
+    pub requests: u64,
+}
+
+// === impl Readings ===
+
+impl Readings {
+    pub(super) fn new(meter: Arc<Meter>) -> Self {
+        Self {
+            meter,
+            resident: AtomicU64::new(0),
+            used: AtomicU64::new(0),
+            limit: AtomicU64::new(0),
+            pressure: AtomicU64::new(0),
+            heartbeat: AtomicU64::new(0),
+            since_tick: AtomicU64::new(0),
+            highest: Highest::default(),
+            cpu: AtomicU64::new(0),
+            traffic: OnceLock::new(),
+        }
+    }
+
+    /// Resident memory of this process.
+    pub fn resident(&self) -> u64 {
+        self.resident.load(Relaxed)
+    }
+
+    /// What counts against [`Self::limit`]; see [`Sample::used`].
+    pub fn used(&self) -> u64 {
+        self.used.load(Relaxed)
+    }
+
+    /// 0 when there is no limit.
+    pub fn limit(&self) -> u64 {
+        self.limit.load(Relaxed)
+    }
+
+    /// How full memory is or will be in 100 ms, whichever is more, as a share of the limit. Can be
+    /// above 1. What the steps of the pressure ladder are compared with.
+    pub fn pressure(&self) -> f64 {
+        self.pressure_thousandths() as f64 / 1000.0
+    }
+
+    /// The same, in thousandths of the limit.
+    pub fn pressure_thousandths(&self) -> u64 {
+        self.pressure.load(Relaxed)
+    }
+
+    /// When the last tick was, in nanoseconds since 1970: the sampler lives if this moves.
+    pub fn heartbeat(&self) -> u64 {
+        self.heartbeat.load(Relaxed)
+    }
+
+    /// Highest resident memory of any tick since the scrape before the last, to be called once per
+    /// scrape.
+    ///
+    /// It reaches back over two scrapes, not one, so that two scrapers that take turns both see
+    /// every spike: what one takes, the next still finds. With one scraper a spike shows twice.
+    pub fn take_resident_max(&self) -> u64 {
+        self.highest.take(self.resident())
+    }
+
+    /// Who knows what the node does at the moment. The first to say so stays.
+    pub fn watch_traffic(&self, traffic: impl Fn() -> Traffic + Send + Sync + 'static) {
+        drop(self.traffic.set(Box::new(traffic)));
+    }
+
+    pub(super) fn traffic(&self) -> Traffic {
+        self.traffic.get().map(|traffic| traffic()).unwrap_or_default()
+    }
+
+    /// Pages of the allocator with at least one allocation, without the lock its totals take.
+    pub fn active(&self) -> u64 {
+        memory::approximate_active() as u64
+    }
+
+    /// Memory now rather than at the last tick, for whoever cannot wait 10 ms: two `pread`s.
+    pub fn look_now(&self) -> Option<Sample> {
+        self.meter.read()
+    }
+
+    pub(super) fn refresh_cache(&self) -> bool {
+        self.meter.refresh()
+    }
+
+    /// Counts `bytes` and says what was counted since the last tick.
+    pub(crate) fn allocated_since_tick(&self, bytes: u64) -> u64 {
+        self.since_tick.fetch_add(bytes, Relaxed).saturating_add(bytes)
+    }
+
+    pub(super) fn publish(&self, now: u64, sample: &Sample, projected: u64) {
+        let Sample { resident, used, limit } = *sample;
+        self.since_tick.store(0, Relaxed);
+        self.resident.store(resident, Relaxed);
+        self.used.store(used, Relaxed);
+        self.limit.store(limit, Relaxed);
+        self.highest.see(resident);
+        let pressure = used.max(projected).saturating_mul(1000).checked_div(limit).unwrap_or(0);
+        self.pressure.store(pressure, Relaxed);
+        self.heartbeat.store(now, Relaxed);
+    }
+
+    pub(super) fn set_cpu(&self, nanoseconds: u64) {
+        self.cpu.store(nanoseconds, Relaxed);
+    }
+
+    /// Exports what is read here and what the kernel says beside it.
+    pub fn export(self: &Arc<Self>, registry: &Registry) {
+        let gauge = |name, help, labels: &[_], read: fn(&Self) -> f64| {
+            let readings = self.clone();
+            registry.gauge_read(name, help, labels, move || read(&readings));
+        };
+        gauge(
+            "ferrule_memory_resident_max_bytes",
+            "Highest resident memory, looked at every 10 ms, since the scrape before the last.",
+            &[],
+            |of| of.take_resident_max() as f64,
+        );
+        let help = "Memory that counts against the limit.";
+        gauge("ferrule_memory_used_bytes", help, &[], |of| of.used() as f64);
+        let help = "What memory is held against; 0 is no limit.";
+        gauge("ferrule_memory_limit_bytes", help, &[], |of| of.limit() as f64);
+        let help = "Memory now or in 100 ms, as a share of the limit.";
+        gauge("ferrule_memory_pressure_ratio", help, &[], Self::pressure);
+        let help = "Time that the sampler was on a core.";
+        gauge("ferrule_sampler_cpu_seconds", help, &[], |of| of.cpu.load(Relaxed) as f64 / 1e9);
+        let help = "Open file descriptors.";
+        gauge("ferrule_process_descriptors", help, &[], |of| {
+            of.meter.process().counts().descriptors as f64
+        });
+        let help = "Threads of the process.";
+        gauge("ferrule_process_threads", help, &[], |of| {
+            of.meter.process().counts().threads as f64
+        });
+        let help = "Sockets of the network namespace, by state.";
+        let name = "ferrule_sockets";
+        gauge(name, help, &[("state", "used")], |of| of.meter.process().counts().sockets as f64);
+        gauge(name, help, &[("state", "time_wait")], |of| {
+            of.meter.process().counts().time_wait as f64
+        });
+        let help = "Bytes in the buffers of the network namespace's TCP sockets.";
+        gauge("ferrule_tcp_memory_bytes", help, &[], |of| {
+            of.meter.process().counts().tcp_bytes as f64
+        });
+        if self.meter.cgroup().is_some() {
+            self.export_cgroup(registry);
+        }
+    }
+
+    fn export_cgroup(self: &Arc<Self>, registry: &Registry) {
+        type Read = fn(&crate::cgroup::Cgroup) -> Option<u64>;
+        let gauge = |name, help, labels: &[_], read: Read| {
+            let readings = self.clone();
+            registry.gauge_read(name, help, labels, move || {
+                readings.meter.cgroup().and_then(read).map_or(f64::NAN, |value| value as f64)
+            });
+        };
+        let (name, help) = ("ferrule_cgroup_memory_bytes", "Memory of the cgroup, by kind.");
+        gauge(name, help, &[("kind", "usage")], |cgroup| cgroup.usage());
+        gauge(name, help, &[("kind", "cache")], |cgroup| cgroup.cache());
+        gauge(name, help, &[("kind", "peak")], |cgroup| cgroup.peak());
+        gauge(name, help, &[("kind", "limit")], |cgroup| cgroup.limit());
+        let (name, help) = ("ferrule_cgroup_memory_events", "Events of the cgroup, by kind.");
+        gauge(name, help, &[("event", "max")], |cgroup| Some(cgroup.events()?.max));
+        gauge(name, help, &[("event", "oom")], |cgroup| Some(cgroup.events()?.oom));
+        gauge(name, help, &[("event", "oom_kill")], |cgroup| Some(cgroup.events()?.oom_kill));
+    }
+}
+
+impl fmt::Debug for Readings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { resident, used, limit, pressure, heartbeat, .. } = self;
+        f.debug_struct("Readings")
+            .field("resident", resident)
+            .field("used", used)
+            .field("limit", limit)
+            .field("pressure", pressure)
+            .field("heartbeat", heartbeat)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A maximum that two readers can take turns in reading.
+#[derive(Default)]
+struct Highest {
+    /// Since the last scrape.
+    current: AtomicU64,
+    /// Between the last two scrapes.
+    previous: AtomicU64,
+}
+
+impl Highest {
+    fn see(&self, value: u64) {
+        self.current.fetch_max(value, Relaxed);
+    }
+
+    fn take(&self, now: u64) -> u64 {
+        let current = self.current.swap(now, Relaxed);
+        self.previous.swap(current, Relaxed).max(current).max(now)
+    }
+}
+
+/// How fast memory grows, smoothed over some five ticks.
+#[derive(Debug, Default)]
+pub(super) struct Slope {
+    last: Option<(u64, u64)>,
+    /// Bytes per nanosecond.
+    growth: f64,
+}
+
+/// How far ahead growth is carried on: time enough to act, too short for a false alarm.
+const AHEAD_NANOSECONDS: f64 = 100e6;
+
+/// Weight of the newest tick.
+const NEWEST: f64 = 0.3;
+
+impl Slope {
+    /// What `used` will be in 100 ms if it goes on growing; itself, if it does not grow.
+    pub(super) fn project(&mut self, now: u64, used: u64) -> u64 {
+        if let Some((then, before)) = self.last
+            && now > then
+        {
+            let growth = (used as f64 - before as f64) / (now - then) as f64;
+            self.growth += NEWEST * (growth - self.growth);
+        }
+        self.last = Some((now, used));
+        used.saturating_add((self.growth * AHEAD_NANOSECONDS).max(0.0) as u64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_scrapers_that_take_turns_both_see_a_spike() {
+        let highest = Highest::default();
+        highest.see(10);
+        assert_eq!(highest.take(10), 10);
+        highest.see(200);
+        highest.see(10);
+        assert_eq!(highest.take(10), 200, "the one");
+        assert_eq!(highest.take(10), 200, "the other");
+        assert_eq!(highest.take(10), 10, "and then it is over");
+    }
+
+    #[test]
+    fn growth_is_carried_on_for_100_ms_and_shrinking_is_not() {
+        let mut slope = Slope::default();
+        let tick = |n: u64| n * 10_000_000;
+        assert_eq!(slope.project(tick(0), 1_000), 1_000);
+        let mut projected = 0;
+        for n in 1..50 {
+            projected = slope.project(tick(n), 1_000 + n * 100);
+        }
+        let used = 1_000 + 49 * 100;
+        assert!(
+            (projected - used).abs_diff(1_000) <= 1,
+            "100 per tick is 1,000 in ten: {projected}"
+        );
+        for n in 50..100 {
+            projected = slope.project(tick(n), used - (n - 49) * 50);
+        }
+        assert_eq!(projected, used - 50 * 50);
+        // A clock that stands still or jumps back is no growth.
+        assert_eq!(slope.project(tick(10), 1), 1);
+    }
+}
