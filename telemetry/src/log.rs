@@ -1,14 +1,19 @@
 //! Log lines on stderr: which events are written, and that one event is one line.
 //!
 //! Only events are recorded. A span that a library opens is never enabled, so nothing can collect
-//! under it.
+//! under it. Beside the lines, the same subscriber serves the [`bridge`] into verbose records; each
+//! has a filter of its own, so that what one wants to hear costs the other nothing.
 
 use std::io::{self, Write};
 
+use tracing::level_filters::LevelFilter;
 use tracing_subscriber::Layer as _;
-use tracing_subscriber::filter::{ParseError, Targets, filter_fn};
+use tracing_subscriber::filter::{FilterExt as _, ParseError, Targets, filter_fn};
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt as _;
+
+use crate::black_box::Lines;
+use crate::bridge;
 
 /// How a line looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -52,8 +57,13 @@ where
         Format::Text => layer.boxed(),
         Format::Json => layer.json().boxed(),
     };
-    let events_only = filter_fn(|metadata| metadata.is_event());
-    tracing_subscriber::registry().with(lines).with(targets).with(events_only)
+    // Without a hint of its own it would raise the level of the whole to the highest.
+    let events_only =
+        filter_fn(|metadata| metadata.is_event()).with_max_level_hint(LevelFilter::TRACE);
+    tracing_subscriber::registry()
+        .with(Lines.with_filter(targets.clone().and(events_only.clone())))
+        .with(lines.with_filter(targets.and(events_only)))
+        .with(bridge::layer())
 }
 
 /// Writes what the formatter hands over as one line without control characters.

@@ -1,8 +1,11 @@
 //! What the allocator says it holds.
 
+use std::sync::LazyLock;
+
+use tikv_jemalloc_ctl::thread::{ThreadLocal, allocatedp, deallocatedp};
 use tikv_jemalloc_ctl::{epoch, opt, stats};
 
-use crate::metrics::Registry;
+use crate::metrics::{Registry, catalogue};
 
 /// jemalloc's own totals, in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -37,6 +40,79 @@ pub fn read() -> Memory {
     }
 }
 
+/// Gives every page that holds nothing back to the kernel at once, instead of after its decay time.
+///
+/// Takes each arena's lock in turn and a millisecond or so; for when memory is short.
+#[allow(unsafe_code, reason = "a command of the allocator, which has no typed form")]
+pub fn purge() {
+    // MALLCTL_ARENAS_ALL, as the allocator's manual gives it for `arena.<i>.purge`.
+    let all = c"arena.4096.purge";
+    let none = std::ptr::null_mut;
+    // SAFETY: the name ends with a zero, and a command has neither an old nor a new value.
+    let refused = unsafe {
+        tikv_jemalloc_sys::mallctl(all.as_ptr(), none(), std::ptr::null_mut(), none(), 0)
+    };
+    if refused != 0 {
+        tracing::debug!(refused, "the allocator does not purge");
+    }
+}
+
+/// What the thread that made it has allocated and not freed; bound to that thread.
+pub struct ThreadBalance {
+    counters: Option<[ThreadLocal<u64>; 2]>,
+}
+
+impl Default for ThreadBalance {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl ThreadBalance {
+    /// Of the calling thread; always 0 when jemalloc is not the allocator (unit tests).
+    pub fn new() -> Self {
+        let both =
+            || Ok::<_, tikv_jemalloc_ctl::Error>([allocatedp::read()?, deallocatedp::read()?]);
+        Self { counters: both().ok() }
+    }
+
+    /// Bytes; negative when it has freed more of other threads' than it allocated. Two loads.
+    pub fn now(&self) -> i64 {
+        let Some([allocated, deallocated]) = self.counters else { return 0 };
+        allocated.get().wrapping_sub(deallocated.get()) as i64
+    }
+}
+
+/// Bytes in pages with at least one allocation, as of now; 0 when the allocator does not tell.
+///
+/// Takes no lock and needs no epoch, so it may be asked for every few milliseconds, and where
+/// nothing may wait.
+pub fn approximate_active() -> usize {
+    static KEY: LazyLock<Option<[usize; 2]>> = LazyLock::new(|| {
+        let mut key = [0; 2];
+        let name = b"approximate_stats.active\0";
+        tikv_jemalloc_ctl::raw::name_to_mib(name, &mut key).is_ok().then_some(key)
+    });
+    let Some(key) = &*KEY else { return 0 };
+    #[allow(unsafe_code, reason = "this figure of the allocator has no typed reader")]
+    // SAFETY: the key is of `approximate_stats.active`, which is a `size_t`.
+    unsafe { tikv_jemalloc_ctl::raw::read_mib(key) }.unwrap_or_default()
+}
+
+/// Bytes that were freed and wait in the caches of threads for who needs their like: the allocator
+/// counts them as allocated.
+pub(crate) fn cached() -> u64 {
+    // MALLCTL_ARENAS_ALL: the sum of all arenas, as of the last epoch.
+    let name = b"stats.arenas.4096.tcache_bytes\0";
+    if epoch::advance().is_err() {
+        return 0;
+    }
+    #[allow(unsafe_code, reason = "this figure of the allocator has no typed reader")]
+    // SAFETY: the name ends with a zero, and the value is a `size_t`.
+    let bytes = unsafe { tikv_jemalloc_ctl::raw::read::<usize>(name) };
+    bytes.unwrap_or_default() as u64
+}
+
 /// Whether the allocator gives memory back from a thread of its own; `.cargo/config.toml` asks for it.
 pub fn has_background_thread() -> bool {
     opt::background_thread::read().unwrap_or_default()
@@ -54,10 +130,7 @@ pub fn export(registry: &Registry) {
         ("metadata", |memory| memory.metadata),
     ];
     for (kind, of) in KINDS {
-        let help = "Memory as jemalloc accounts for it.";
-        registry.gauge_read("ferrule_memory_bytes", help, &[("kind", kind)], move || {
-            of(&read()) as f64
-        });
+        catalogue::MEMORY.gauge_read_in(registry, &[kind], move || of(&read()) as f64);
     }
 }
 
