@@ -16,7 +16,13 @@ export FERRULE_SKIPPED := $(CURDIR)/target/skipped.txt
 # cores; each starts several processes, so there are not many more.
 TEST_THREADS ?= 4
 
-.PHONY: help check fmt clippy doc deny build test bench demo fuzz install-tools
+# The binaries that leak on purpose, for the tests of what finds leaks. They have names of their own, and
+# a test is named along with it so that dependencies are wanted as all tests want them: without one
+# they would be compiled a second time, with fewer features.
+LEAKY = cargo build --workspace --bin ferrule-leaky --bin ferrule-seeded \
+  --features proxy/leaky-layer,proxy/seeded-leaks --test flat --locked
+
+.PHONY: help check fmt clippy doc deny build test bench demo fuzz bpf bpf-check install-tools
 
 help: ## shows this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -26,14 +32,18 @@ check: fmt clippy doc deny ## formatting, lints, documentation, licences and dup
 fmt:
 	@echo "== format"
 	cargo fmt --all --check
+	cargo fmt --manifest-path ebpf-filter/program/Cargo.toml --check
 
 clippy:
 	@echo "== lints"
 	cargo clippy --workspace --all-targets --locked -- -D warnings
+	cargo clippy --workspace --bin ferrule-leaky --bin ferrule-seeded \
+	  --features proxy/leaky-layer,proxy/seeded-leaks --test flat --locked -- -D warnings
 
+# It is made with private items, so links to them lead somewhere.
 doc:
 	@echo "== documentation"
-	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --locked --quiet
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" cargo doc --workspace --no-deps --document-private-items --locked --quiet
 
 # Advisories need a database that many networks do not let one fetch. It is consulted when it can
 # be had, and its absence is said, not hidden.
@@ -50,13 +60,21 @@ install-tools: ## installs what tests and benchmarks need (Debian packages, oha,
 build: ## builds the binary and every test in one go, so that nothing is compiled twice
 	@echo "== build"
 	cargo build --workspace --bins --tests --locked
+	$(LEAKY)
 
-test: install-tools check build ## everything: tools, checks, unit and integration tests
+test: install-tools check bpf-check build ## everything: tools, checks, unit and integration tests
 	@echo "== tests"
 	@rm -f "$$FERRULE_SKIPPED"
 	cargo test --workspace --locked --no-fail-fast -- --test-threads $(TEST_THREADS)
 	@if [ -s "$$FERRULE_SKIPPED" ]; then \
 	  echo "Not run:"; sort -u "$$FERRULE_SKIPPED"; [ "$${CI:-}" != true ]; fi
+
+bpf: ## rebuilds the kernel's programs (ebpf-filter/program), after a change to them or to common
+	@ebpf-filter/program/update.sh
+
+bpf-check: ## rebuilds the kernel's programs elsewhere and compares the bytes with the committed ones
+	@echo "== kernel programs"
+	@ebpf-filter/program/check.sh
 
 bench: install-tools ## CPU per request and memory per connection against nginx; see loadtest/README.md
 	cargo build --release --locked -p proxy --bin ferrule -p loadtest --bin loadtest
