@@ -40,7 +40,7 @@ use toml_span::value::{self, Value};
 
 pub use item::Item;
 pub use table::Table;
-pub use units::Bare;
+pub use units::{Bare, bytes, duration};
 
 /// A parsed text. Problems go to the list it was parsed with, in no particular order until it is
 /// dropped, then in the order of their places.

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use telemetry::ledger::scope::INVENTORY;
 use thiserror::Error;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -70,6 +71,7 @@ impl Control {
     ///
     /// Blocks for as long as the reading takes, about a second for a million instances.
     pub fn open(config: Config) -> Result<(Self, Vec<Arc<App>>), OpenError> {
+        let _working = INVENTORY.enter();
         let Config { storage, apps } = config;
         let (catalog, loaded) = Catalog::open(&storage).map_err(OpenError::Catalog)?;
         let Loaded { apps: stored, quarantined, synced_at, trouble: _ } = loaded;

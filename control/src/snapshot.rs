@@ -26,6 +26,11 @@ macro_rules! name {
             pub fn as_str(&self) -> &str {
                 &self.0
             }
+
+            /// The name, shared with this.
+            pub fn shared(&self) -> Arc<str> {
+                self.0.clone()
+            }
         }
 
         impl fmt::Display for $name {
@@ -235,6 +240,18 @@ impl App {
         self.services.iter().enumerate().flat_map(|(index, service)| {
             service.ports.iter().map(move |port| (index, service, port))
         })
+    }
+}
+
+// === impl Change ===
+
+impl Change {
+    /// Whose change it is.
+    pub fn app(&self) -> &AppName {
+        match self {
+            Self::Upsert(app) => &app.name,
+            Self::Remove(name) => name,
+        }
     }
 }
 

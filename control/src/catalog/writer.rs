@@ -9,6 +9,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use rusqlite::{Connection, ErrorCode};
+use telemetry::ledger::scope::INVENTORY;
 
 use crate::snapshot::{App, AppName};
 
@@ -95,6 +96,7 @@ impl Mailbox {
 pub(super) fn run(mut connection: Option<Connection>, mailbox: &Mailbox, errors: &AtomicU64) {
     let mut refusing = false;
     while let Some(taken) = mailbox.take() {
+        let _working = INVENTORY.enter();
         let closing = taken.closing;
         let (refused, error) = match &mut connection {
             Some(connection) => write(connection, taken),

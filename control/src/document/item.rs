@@ -47,6 +47,18 @@ impl<'d> Item<'d> {
             .or_else(|| self.wrong(&format!("a number from {} to {}", range.start(), range.end())))
     }
 
+    /// A number that may have decimals.
+    pub fn number(&self, range: RangeInclusive<f64>) -> Option<f64> {
+        let number = match self.value.as_ref() {
+            ValueInner::Float(number) => Some(*number),
+            ValueInner::Integer(number) => Some(*number as f64),
+            _ => None,
+        };
+        number
+            .filter(|number| range.contains(number))
+            .or_else(|| self.wrong(&format!("a number from {} to {}", range.start(), range.end())))
+    }
+
     pub fn bool(&self) -> Option<bool> {
         self.value.as_bool().or_else(|| self.wrong("true or false"))
     }

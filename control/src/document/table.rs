@@ -119,6 +119,10 @@ impl<'d> Table<'d> {
         self.item(key)?.integer(range)
     }
 
+    pub fn number(&mut self, key: &'static str, range: RangeInclusive<f64>) -> Option<f64> {
+        self.item(key)?.number(range)
+    }
+
     pub fn bool(&mut self, key: &'static str) -> Option<bool> {
         self.item(key)?.bool()
     }

@@ -28,7 +28,7 @@ const BYTE_UNITS: [(&str, i64); 7] = [
 ];
 
 /// `"500ms"`, `"10s"`, `"2m"`, `"1h"`: one number and one unit.
-pub(super) fn duration(text: &str) -> Option<Duration> {
+pub fn duration(text: &str) -> Option<Duration> {
     let (number, unit) = split(text)?;
     let (_, milliseconds) = DURATION_UNITS.iter().find(|(name, _)| *name == unit)?;
     let number: u64 = number.parse().ok()?;
@@ -36,7 +36,7 @@ pub(super) fn duration(text: &str) -> Option<Duration> {
 }
 
 /// `"64KiB"`, `"1MB"`, `"100B"`.
-pub(super) fn bytes(text: &str) -> Option<i64> {
+pub fn bytes(text: &str) -> Option<i64> {
     let (number, unit) = split(text)?;
     let (_, factor) = BYTE_UNITS.iter().find(|(name, _)| *name == unit)?;
     number.parse::<i64>().ok()?.checked_mul(*factor)

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use notify::event::{AccessKind, AccessMode, EventKind};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
+use telemetry::ledger::scope::INVENTORY;
 use tokio::sync::mpsc;
 
 use crate::snapshot::AppName;
@@ -146,7 +147,9 @@ impl Watched {
                 self.rewatch(); // before the look, so that nothing falls between the two
             }
             let (signals, notices) = (&self.signals, &self.notices);
+            let working = INVENTORY.enter();
             let readable = self.scanner.everything(&mut |notice| say(signals, notices, notice))?;
+            drop(working);
             if !readable {
                 self.watch = None; // whatever comes in its place, even under the same inode
             }
@@ -160,6 +163,7 @@ impl Watched {
     fn look_at_what_is_touched(&mut self, next: Instant) -> ControlFlow<()> {
         while let Some(names) = self.signals.wait(next)? {
             let (signals, notices) = (&self.signals, &self.notices);
+            let _working = INVENTORY.enter();
             if self.scanner.some(&names, &mut |notice| say(signals, notices, notice))?.is_err() {
                 break;
             }
