@@ -1,11 +1,12 @@
 //! Bound sockets: accept, place, back off.
 //!
-//! Bind mode: one socket per address and port in use ([`sockets`]); each is given to one worker,
-//! which accepts there and places every connection on the less loaded of two workers, so that a few
-//! long HTTP/2 connections cannot sit on one core. Steering by the kernel takes the place of
-//! `sockets` and nothing else.
+//! Bind mode: one socket per address and port in use ([`sockets`]). Steer mode: one group of
+//! sockets, to which the kernel brings every port of whole prefixes ([`steer`]). Each socket is
+//! given to one worker, which accepts there and places every connection on the less loaded of two
+//! workers, so that a few long HTTP/2 connections cannot sit on one core.
 
 pub mod sockets;
+pub mod steer;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -15,7 +16,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
+use ipnet::IpNet;
 use rustix::net::SocketFlags;
+use telemetry::pressure::Level;
 use tokio::io::unix::AsyncFd;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
@@ -36,6 +39,9 @@ pub enum Kind {
 pub struct Listening {
     pub socket: TcpListener,
     pub kind: Kind,
+    /// A steered socket takes connections to these prefixes and no others; absent, the socket is
+    /// bound to where its connections are meant for.
+    pub steered: Option<Arc<[IpNet]>>,
     pub stop: CancellationToken,
 }
 
@@ -67,16 +73,41 @@ pub const PLACED_MAX: usize = 256;
 /// Pause after an accept that failed for want of descriptors or memory.
 const BACK_OFF: Duration = Duration::from_millis(50);
 
+// === impl Listening ===
+
+impl Listening {
+    /// A bound socket for clients.
+    pub fn clients(socket: TcpListener, stop: CancellationToken) -> Self {
+        Self { socket, kind: Kind::Clients, steered: None, stop }
+    }
+
+    /// A socket for clients to which the kernel brings the connections to `prefixes`.
+    pub fn steered(socket: TcpListener, prefixes: Arc<[IpNet]>, stop: CancellationToken) -> Self {
+        Self { socket, kind: Kind::Clients, steered: Some(prefixes), stop }
+    }
+
+    /// The socket for other nodes.
+    pub fn peers(socket: TcpListener, stop: CancellationToken) -> Self {
+        Self { socket, kind: Kind::Peers, steered: None, stop }
+    }
+}
+
 /// Accepts on `listening` until it is told to stop.
 pub async fn accept(listening: Listening, worker: Rc<Worker>, placement: Placement) {
-    let Listening { socket, kind, stop } = listening;
-    let bound = socket.local_addr().ok();
+    let Listening { socket, kind, steered, stop } = listening;
+    let address = socket.local_addr().ok();
+    // What a steered socket is bound to says nothing of its connections.
+    let bound = if steered.is_some() { None } else { address };
+    let is_meant = |local: SocketAddr| {
+        let address = local.ip().to_canonical();
+        steered.as_ref().is_none_or(|prefixes| prefixes.iter().any(|own| own.contains(&address)))
+    };
     #[expect(
         deprecated,
         reason = "its successor is unsafe code; a TcpListener keeps its descriptor"
     )]
     let Ok(socket) = AsyncFd::new(socket) else {
-        tracing::error!(address = ?bound, "a socket cannot be polled");
+        tracing::error!(?address, "a socket cannot be polled");
         return;
     };
     loop {
@@ -85,10 +116,24 @@ pub async fn accept(listening: Listening, worker: Rc<Worker>, placement: Placeme
             ready = socket.readable() => ready,
         };
         let Ok(mut ready) = ready else { return };
+        // What is not accepted waits in the kernel, which answers for it and holds little. Nodes wait
+        // as well: their probes are not answered, so they send what they can to others.
+        if worker.edge.pressure.is_at(Level::Refuse) {
+            worker.metrics.pressure.refuse.increment();
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(BACK_OFF) => continue,
+            }
+        }
         match ready.try_io(|socket| accept_one(socket.get_ref(), bound)) {
             Err(_would_block) => {}
             Ok(Ok((socket, peer, local))) => {
                 worker.metrics.accepted.increment();
+                if !is_meant(local) {
+                    // Somebody on this machine who found the group's own port.
+                    worker.count(&Code::PE01.into());
+                    continue;
+                }
                 place(Placed { socket, peer, local, kind }, &worker, &placement);
             }
             Ok(Err(error)) => {
@@ -153,11 +198,11 @@ fn spawn(placed: Placed, worker: &Rc<Worker>, load: &Arc<AtomicU32>) {
     let Placed { socket, peer, local, kind } = placed;
     let guard = match worker.edge.connections.admit() {
         Ok(guard) => guard,
-        Err(code) => return worker.metrics.count(&code.into()),
+        Err(code) => return worker.count(&code.into()),
     };
     let socket = match TcpStream::from_std(socket.into()) {
         Ok(socket) => socket,
-        Err(error) => return worker.metrics.count(&Failure::new(Code::PX01).because(error)),
+        Err(error) => return worker.count(&Failure::new(Code::PX01).because(error)),
     };
     let accepted = Accepted { socket, peer, local, guard };
     let counted = Counted::new(worker, kind, load);
@@ -170,7 +215,7 @@ fn spawn(placed: Placed, worker: &Rc<Worker>, load: &Arc<AtomicU32>) {
             Kind::Peers => Box::pin(connection::serve_peer(accepted, worker.clone())).await,
         };
         if let Err(failure) = served {
-            worker.metrics.count(&failure);
+            worker.count(&failure);
         }
         drop(counted);
     });

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Listen;
 use crate::inventory::PortsInUse;
-use crate::listener::{Kind, Listening};
+use crate::listener::Listening;
 
 /// Sockets one node opens by itself. Apps with whole port ranges need steering by the kernel.
 pub const SOCKETS_MAX: usize = 4096;
@@ -34,7 +34,7 @@ pub struct Sockets {
 pub struct BindError {
     pub address: SocketAddr,
     #[source]
-    source: io::Error,
+    pub(super) source: io::Error,
 }
 
 // === impl Sockets ===
@@ -85,13 +85,16 @@ impl Sockets {
             if self.open.contains_key(&address) {
                 continue;
             }
-            match bind(address, self.listen.backlog) {
+            let mut prefixes = self.listen.prefixes.iter();
+            let within = prefixes.any(|prefix| prefix.contains(&address.ip()));
+            let place = if within { Place::Prefix } else { Place::Machine };
+            match open(address, self.listen.backlog, place) {
                 Ok(socket) => {
                     tracing::info!(%address, "listening");
                     self.failed.remove(&address);
                     let stop = CancellationToken::new();
                     self.open.insert(address, stop.clone());
-                    give(Listening { socket, kind: Kind::Clients, stop });
+                    give(Listening::clients(socket, stop));
                 }
                 Err(error) if self.failed.insert(address) => {
                     let source = std::error::Error::source(&error).map(ToString::to_string);
@@ -109,11 +112,35 @@ impl Sockets {
 ///
 /// When the address is not this machine's, is taken, or needs a capability.
 pub fn bind(address: SocketAddr, backlog: u32) -> Result<TcpListener, BindError> {
+    open(address, backlog, Place::Machine)
+}
+
+/// Whose the address of a socket is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    Machine,
+    /// Routed here as part of a whole prefix: IPv6 lets such an address be bound only on request.
+    Prefix,
+    /// Other sockets of this user listen there too, and the kernel spreads connections over them.
+    Group,
+}
+
+pub(super) fn open(
+    address: SocketAddr,
+    backlog: u32,
+    place: Place,
+) -> Result<TcpListener, BindError> {
     let open = || {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-        socket.set_reuse_address(true)?;
         if address.is_ipv6() {
             socket.set_only_v6(true)?;
+        }
+        match place {
+            Place::Group => socket.set_reuse_port(true)?,
+            Place::Machine | Place::Prefix => socket.set_reuse_address(true)?,
+        }
+        if place == Place::Prefix && address.is_ipv6() {
+            socket.set_freebind_v6(true)?;
         }
         socket.set_tcp_nodelay(true)?;
         socket.set_keepalive(true)?;
