@@ -1,12 +1,17 @@
 //! What this node says about itself over HTTP: read-only pages on a TCP address and on the socket.
 //!
 //! What is said comes through [`View`], so nothing here knows the data plane. Both listeners serve
-//! the same pages; control commands will exist on the socket only, whose mode keeps strangers out.
+//! the same pages; [commands](control) are taken on the socket only, whose mode keeps strangers out.
 
 mod page;
 mod socket;
+pub mod control;
+pub mod filter;
 pub mod inventory;
+pub mod memory;
+pub mod requests;
 pub mod status;
+pub mod trace;
 
 use std::convert::Infallible;
 use std::io;
@@ -16,9 +21,17 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::Full;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use telemetry::black_box::Report;
+use telemetry::heapwatch::{self, Query};
+use telemetry::ledger::scope::ADMIN;
+use telemetry::metrics::Format;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::Semaphore;
@@ -27,6 +40,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::config;
 
+pub use control::{Caller, Control};
 pub use status::Status;
 
 /// What the pages show. Every method is called on the control thread and must not block it.
@@ -36,12 +50,20 @@ pub trait View: Send + Sync + 'static {
     fn status(&self) -> Status;
     /// Apps with their instances, in the shape of [`inventory::Inventory`].
     fn inventory(&self) -> serde_json::Value;
-    /// Text exposition format, version 0.0.4.
-    fn metrics(&self) -> String;
+    /// What the kernel drops, in the shape of [`filter::Filter`].
+    fn filter(&self) -> serde_json::Value;
+    /// Every metric, in the format that was asked for.
+    fn metrics(&self, format: Format) -> String;
     /// Ledger lines and the allocator's totals.
     fn memory(&self) -> serde_json::Value;
+    /// Blocks that are alive, by stack, as asked for.
+    fn heap(&self, query: &Query) -> heapwatch::Report;
+    /// What is going on, in the shape of [`requests::Requests`].
+    fn requests(&self) -> serde_json::Value;
     /// Certificates in use, in the shape of [`inventory::Certificates`]; never a key.
     fn certificates(&self) -> serde_json::Value;
+    /// How the last process of the node ended; absent when nothing was kept.
+    fn last_exit(&self) -> Option<Arc<Report>>;
 }
 
 /// The bound listeners.
@@ -105,7 +127,12 @@ impl Admin {
     }
 
     /// Serves until `stop`, then waits for the connections it has.
-    pub async fn run(self, view: Arc<dyn View>, stop: CancellationToken) {
+    pub async fn run(
+        self,
+        view: Arc<dyn View>,
+        control: Arc<dyn Control>,
+        stop: CancellationToken,
+    ) {
         let Self { tcp, socket } = self;
         let (unix, file) = socket.into_parts();
         let (tcp, unix) = match (TcpListener::from_std(tcp), UnixListener::from_std(unix)) {
@@ -115,8 +142,36 @@ impl Admin {
                 return;
             }
         };
-        tokio::join!(serve(tcp, &view, &stop), serve(unix, &view, &stop));
+        let node = Node { view, control };
+        tokio::join!(serve(tcp, &node, &stop), serve(unix, &node, &stop));
         drop(file); // after the last answer, so that nobody finds the name gone and us still there
+    }
+}
+
+/// Who is asked, and who is told.
+#[derive(Clone)]
+struct Node {
+    view: Arc<dyn View>,
+    control: Arc<dyn Control>,
+}
+
+// === impl Node ===
+
+impl Node {
+    async fn respond(
+        &self,
+        request: Request<Incoming>,
+        caller: Option<Caller>,
+    ) -> Response<Full<Bytes>> {
+        let request = match caller {
+            Some(caller) => match control::respond(request, self.control.clone(), caller).await {
+                Ok(response) => return response,
+                Err(request) => request,
+            },
+            None if control::knows(request.uri().path()) => return control::only_on_the_socket(),
+            None => request,
+        };
+        page::respond(&request, self.view.as_ref())
     }
 }
 
@@ -125,6 +180,9 @@ trait Accept {
     type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
 
     fn accept(&self) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+
+    /// Who may give commands over this stream; nobody, unless the kernel says who it is.
+    fn caller(stream: &Self::Stream) -> Option<Caller>;
 }
 
 impl Accept for TcpListener {
@@ -132,6 +190,10 @@ impl Accept for TcpListener {
 
     async fn accept(&self) -> io::Result<TcpStream> {
         Ok(Self::accept(self).await?.0)
+    }
+
+    fn caller(_: &TcpStream) -> Option<Caller> {
+        None
     }
 }
 
@@ -141,9 +203,15 @@ impl Accept for UnixListener {
     async fn accept(&self) -> io::Result<UnixStream> {
         Ok(Self::accept(self).await?.0)
     }
+
+    fn caller(stream: &UnixStream) -> Option<Caller> {
+        // As of connect(2): SO_PEERCRED.
+        let peer = stream.peer_cred().ok()?;
+        Some(Caller { uid: peer.uid(), pid: peer.pid() })
+    }
 }
 
-async fn serve(listener: impl Accept + Sync, view: &Arc<dyn View>, stop: &CancellationToken) {
+async fn serve<L: Accept + Sync>(listener: L, node: &Node, stop: &CancellationToken) {
     let connections = TaskTracker::new();
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let accept = async || {
@@ -157,11 +225,13 @@ async fn serve(listener: impl Accept + Sync, view: &Arc<dyn View>, stop: &Cancel
         };
         match accepted {
             Ok((stream, permit)) => {
-                let connection = connection(stream, Arc::clone(view), stop.clone());
-                connections.spawn(async move {
+                let caller = L::caller(&stream);
+                let connection = connection(stream, node.clone(), caller, stop.clone());
+                let serving = async move {
                     connection.await;
                     drop(permit);
-                });
+                };
+                drop(ADMIN.task(serving, |serving| connections.spawn(serving)));
             }
             Err(error) => {
                 tracing::warn!(%error, "an admin connection could not be accepted");
@@ -173,13 +243,13 @@ async fn serve(listener: impl Accept + Sync, view: &Arc<dyn View>, stop: &Cancel
     connections.wait().await;
 }
 
-async fn connection<S>(stream: S, view: Arc<dyn View>, stop: CancellationToken)
+async fn connection<S>(stream: S, node: Node, caller: Option<Caller>, stop: CancellationToken)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let service = service_fn(move |request| {
-        let response = page::respond(&request, view.as_ref());
-        async move { Ok::<_, Infallible>(response) }
+        let node = node.clone();
+        async move { Ok::<_, Infallible>(node.respond(request, caller).await) }
     });
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())

@@ -8,15 +8,21 @@ mod demo;
 mod client;
 mod status;
 mod list;
-mod table;
+mod requests;
+mod trace;
+mod filter;
+mod memory;
+mod symbolize;
+mod postmortem;
+pub(crate) mod table;
 
-use std::error::Error;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use control::document::Problem;
+use telemetry::error::chain;
 
 use crate::config::{self, Config};
 
@@ -38,6 +44,10 @@ enum Command {
     Demo(demo::Demo),
     /// Say how a running node does.
     Status(status::Status),
+    /// Connections and requests of a running node: what each waits for, and for how long.
+    Requests(requests::Requests),
+    /// Say how the last process of a node ended; the node need not run.
+    Postmortem(postmortem::Postmortem),
     /// Apps of a running node.
     #[command(subcommand)]
     App(list::App),
@@ -47,6 +57,17 @@ enum Command {
     /// Certificates that a running node offers.
     #[command(subcommand)]
     Cert(list::Cert),
+    /// What holds memory on a running node, since when, and what seems to leak.
+    Memory(memory::Memory),
+    /// Names for addresses of this binary: asked by a node, on stdin.
+    #[command(hide = true)]
+    Symbolize,
+    /// Make single requests verbose, and read what was recorded of them.
+    #[command(subcommand)]
+    Trace(trace::Trace),
+    /// The kernel's part of admission.
+    #[command(subcommand)]
+    Filter(filter::Filter),
 }
 
 /// How a command ended.
@@ -108,9 +129,15 @@ impl Arguments {
             Command::Check(command) => command.run(),
             Command::Demo(command) => command.run(),
             Command::Status(command) => command.run(),
+            Command::Requests(command) => command.run(),
+            Command::Postmortem(command) => command.run(),
             Command::App(list::App::List(node)) => list::apps(&node),
             Command::Instance(list::Instance::List(node)) => list::instances(&node),
             Command::Cert(list::Cert::List(node)) => list::certificates(&node),
+            Command::Memory(command) => command.run(),
+            Command::Symbolize => symbolize::run(),
+            Command::Trace(command) => command.run(),
+            Command::Filter(command) => command.run(),
         };
         let exit = ended.unwrap_or_else(|Failure { exit, message }| {
             complain(&format!("ferrule: {message}"));
@@ -155,18 +182,6 @@ fn answer(text: impl AsRef<str>) -> Result<Exit, Failure> {
 fn complain(line: &str) {
     // A closed stderr leaves nobody to tell.
     drop(writeln!(io::stderr(), "{line}"));
-}
-
-/// An error with everything that caused it, on one line.
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
 }
 
 impl From<Exit> for ExitCode {

@@ -8,25 +8,38 @@ use http::header::{self, HeaderName, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use serde::Serialize;
+use telemetry::black_box::story;
+use telemetry::metrics::Format;
 
+use super::memory::{self, Answer};
 use super::{Status, View};
 
 /// Every page with the sentence the index shows.
-const PAGES: [(&str, &str); 8] = [
+const PAGES: [(&str, &str); 16] = [
     ("/", "this page"),
     ("/livez", "the process answers"),
     ("/readyz", "traffic may be sent here, or why not"),
     ("/metrics", "for Prometheus"),
     ("/status", "the numbers of this page and more, as JSON"),
     ("/inventory", "apps and their instances, as JSON"),
+    ("/requests", "connections and requests, and what each waits for, as JSON"),
+    ("/filter", "what the kernel drops, as JSON"),
     ("/certificates", "certificates on offer, as JSON"),
-    ("/memory.json", "what holds memory, as JSON"),
+    ("/memory", "what holds memory, since when, and what seems to leak"),
+    ("/memory.json", "the same, as JSON"),
+    ("/memory/flamegraph.svg", "old and alive blocks as a flame graph"),
+    ("/memory/heap.pb.gz", "the same for pprof"),
+    ("/memory/folded.txt", "the same as folded stacks"),
+    ("/last-exit", "how the last process ended, as JSON"),
+    ("/last-exit.txt", "the same as a story"),
 ];
 
-const TEXT: &str = "text/plain; charset=utf-8";
+/// The log says why.
+const NOTHING_KEPT: &str = "this process keeps no black box";
+
+pub(super) const TEXT: &str = "text/plain; charset=utf-8";
 const HTML: &str = "text/html; charset=utf-8";
-const JSON: &str = "application/json";
-const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
+pub(super) const JSON: &str = "application/json";
 
 /// On every answer: nothing is cached, nothing is guessed, and the index may only use its own style.
 const HEADERS: [(HeaderName, &str); 3] = [
@@ -38,7 +51,7 @@ const HEADERS: [(HeaderName, &str); 3] = [
 /// Answers one request. HEAD is a GET whose body hyper leaves out.
 pub(super) fn respond<B>(request: &Request<B>, view: &dyn View) -> Response<Full<Bytes>> {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        let sentence = "these pages can only be read\n";
+        let sentence = "these pages can only be read; commands are taken on the admin socket\n";
         let mut response = answer(StatusCode::METHOD_NOT_ALLOWED, TEXT, sentence);
         response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
         return response;
@@ -52,16 +65,38 @@ pub(super) fn respond<B>(request: &Request<B>, view: &dyn View) -> Response<Full
                 answer(StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("not ready: {reason}\n"))
             }
         },
-        "/metrics" => answer(StatusCode::OK, METRICS, view.metrics()),
+        "/metrics" => {
+            let format = accepted(request);
+            answer(StatusCode::OK, format.content_type(), view.metrics(format))
+        }
         "/status" => json(&view.status()),
         "/inventory" => json(&view.inventory()),
+        "/requests" => json(&view.requests()),
+        "/filter" => json(&view.filter()),
         "/certificates" => json(&view.certificates()),
-        "/memory.json" => json(&view.memory()),
-        _ => answer(StatusCode::NOT_FOUND, TEXT, listing()),
+        "/last-exit" => match view.last_exit() {
+            Some(report) => json(&*report),
+            None => json(&serde_json::json!({ "verdict": null, "why": NOTHING_KEPT })),
+        },
+        "/last-exit.txt" => match view.last_exit() {
+            Some(report) => answer(StatusCode::OK, TEXT, story(&report, &|_| None)),
+            None => answer(StatusCode::OK, TEXT, format!("{NOTHING_KEPT}\n")),
+        },
+        path => match memory::respond(path, request.uri().query(), &view) {
+            Some(Answer { status, content_type, body }) => answer(status, content_type, body),
+            None => answer(StatusCode::NOT_FOUND, TEXT, listing()),
+        },
     }
 }
 
-fn json(value: &impl Serialize) -> Response<Full<Bytes>> {
+/// The format of a scrape that the client asks for.
+fn accepted<B>(request: &Request<B>) -> Format {
+    let fields = request.headers().get_all(header::ACCEPT).iter();
+    let fields: Vec<&str> = fields.filter_map(|field| field.to_str().ok()).collect();
+    Format::accepted(&fields.join(","))
+}
+
+pub(super) fn json(value: &impl Serialize) -> Response<Full<Bytes>> {
     match serde_json::to_vec(value) {
         Ok(body) => answer(StatusCode::OK, JSON, body),
         Err(error) => {
@@ -71,7 +106,7 @@ fn json(value: &impl Serialize) -> Response<Full<Bytes>> {
     }
 }
 
-fn answer(
+pub(super) fn answer(
     status: StatusCode,
     content_type: &'static str,
     body: impl Into<Bytes>,
@@ -89,7 +124,7 @@ fn answer(
 fn listing() -> String {
     let mut text = "no such page; there are:\n".to_owned();
     for (path, what) in PAGES {
-        writeln!(text, "{path:<14} {what}").expect("a String takes everything");
+        writeln!(text, "{path:<23} {what}").expect("a String takes everything");
     }
     text
 }

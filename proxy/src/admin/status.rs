@@ -15,8 +15,17 @@ pub struct Status {
     /// Why not, when not ready.
     pub not_ready_reason: Option<String>,
     pub draining: bool,
+    /// Where the kernel drops what no app asked for: `xdp`, `xdp-generic`, `tcx`, `cgroup`;
+    /// `userspace` after accept, `off` when that is what was asked for.
     pub filter_mode: String,
+    /// Why not earlier, a sentence for each way that was tried.
+    #[serde(default)]
+    pub filter_reasons: Vec<String>,
+    /// How clients get in: `steer` or `bind`; `none` before the node is ready.
     pub listen_mode: String,
+    /// Why they are not steered, where that was wanted if possible.
+    #[serde(default)]
+    pub listen_reason: Option<String>,
     /// Time since the inventory was last known to be complete; absent before that.
     pub inventory_age_seconds: Option<f64>,
     pub uptime_seconds: f64,
@@ -26,6 +35,9 @@ pub struct Status {
     pub requests_in_flight: u64,
     pub permits_in_use: u64,
     pub memory: Memory,
+    /// How near memory is to its limit; absent where nothing looks.
+    #[serde(default)]
+    pub pressure: Option<Pressure>,
     /// What was refused while its last good version stays in use.
     pub quarantined: Vec<Quarantined>,
     pub peers: Vec<Peer>,
@@ -42,6 +54,17 @@ pub struct Memory {
     pub metadata: u64,
     /// Freed memory goes back to the kernel from a thread of the allocator's own.
     pub background_thread: bool,
+}
+
+/// Memory against its limit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pressure {
+    /// What is given up: `calm`, `trim`, `close`, `shed`, `refuse`, `reset`.
+    pub level: String,
+    /// Bytes that count against the limit.
+    pub used: u64,
+    /// 0 when there is none.
+    pub limit: u64,
 }
 
 /// One refused app or file.
@@ -108,7 +131,9 @@ pub(crate) fn example() -> Status {
         not_ready_reason: None,
         draining: false,
         filter_mode: "off".to_owned(),
+        filter_reasons: Vec::new(),
         listen_mode: "bind".to_owned(),
+        listen_reason: None,
         inventory_age_seconds: Some(0.4),
         uptime_seconds: 93_784.0,
         apps: 3,
@@ -117,6 +142,7 @@ pub(crate) fn example() -> Status {
         requests_in_flight: 17,
         permits_in_use: 17,
         memory: Memory { allocated: 9 << 20, resident: 27 << 20, ..Memory::default() },
+        pressure: Some(Pressure { level: "calm".to_owned(), used: 31 << 20, limit: 512 << 20 }),
         quarantined: Vec::new(),
         peers: vec![
             Peer {

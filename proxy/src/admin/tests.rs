@@ -1,13 +1,16 @@
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
-use http::{Method, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt as _, Empty};
+use http::{Method, StatusCode, header};
+use http_body_util::BodyExt as _;
 use serde_json::json;
+use telemetry::record::model::TraceId;
+use telemetry::verbosity::{Issued, Listing, NewRule, NewToken, RuleError, TokenError};
 use tempfile::TempDir;
 use tokio::io::AsyncReadExt as _;
 use tokio::task::JoinHandle;
 
+use super::control::Form;
 use super::*;
 
 struct Fixed {
@@ -33,16 +36,70 @@ impl View for Fixed {
         json!({ "apps": [] })
     }
 
-    fn metrics(&self) -> String {
-        "ferrule_generation 1\n".to_owned()
+    fn filter(&self) -> serde_json::Value {
+        json!({ "mode": "off" })
+    }
+
+    fn metrics(&self, format: Format) -> String {
+        match format {
+            Format::Prometheus => "ferrule_generation 1\n".to_owned(),
+            Format::OpenMetrics => "ferrule_generation 1\n# EOF\n".to_owned(),
+        }
     }
 
     fn memory(&self) -> serde_json::Value {
         json!({ "ledger": [] })
     }
 
+    fn heap(&self, _: &Query) -> heapwatch::Report {
+        heapwatch::Report::off()
+    }
+
+    fn requests(&self) -> serde_json::Value {
+        json!({ "lines": [], "more": 0, "unlisted": 0 })
+    }
+
     fn certificates(&self) -> serde_json::Value {
         json!({ "certificates": [] })
+    }
+
+    fn last_exit(&self) -> Option<Arc<Report>> {
+        None
+    }
+}
+
+/// Remembers what it was told; rule 7 is the only one there is.
+#[derive(Default)]
+struct Told(parking_lot::Mutex<Vec<String>>);
+
+impl Told {
+    fn note(&self, what: String) {
+        self.0.lock().push(what);
+    }
+}
+
+impl Control for Told {
+    fn trace_on(&self, rule: NewRule, caller: &Caller) -> Result<u64, RuleError> {
+        self.note(format!("on by {}: {rule:?}", caller.uid));
+        if rule.why == "full" { Err(RuleError::Full) } else { Ok(7) }
+    }
+
+    fn trace_off(&self, id: Option<u64>, caller: &Caller) -> usize {
+        self.note(format!("off by {}: {id:?}", caller.uid));
+        usize::from(id.is_none_or(|id| id == 7))
+    }
+
+    fn trace_list(&self) -> Listing {
+        Listing { rules: Vec::new(), audit: Vec::new(), keys: vec!["k1".to_owned()] }
+    }
+
+    fn trace_token(&self, token: &NewToken, caller: &Caller) -> Result<Issued, TokenError> {
+        self.note(format!("token by {}: {token:?}", caller.uid));
+        Ok(Issued { token: "v1.k1.e30.AAAA".to_owned(), expires: 1_700_000_000 })
+    }
+
+    fn trace_record(&self, id: TraceId, form: Form) -> Option<String> {
+        (id.0 == 0xabc).then(|| format!("{form:?}"))
     }
 }
 
@@ -50,6 +107,7 @@ impl View for Fixed {
 struct Server {
     address: SocketAddr,
     socket: PathBuf,
+    told: Arc<Told>,
     stop: CancellationToken,
     task: JoinHandle<()>,
     _folder: TempDir,
@@ -63,8 +121,9 @@ impl Server {
         let address = admin.address().expect("it is bound");
         let stop = CancellationToken::new();
         let tracker = TaskTracker::new();
-        let task = tracker.spawn(admin.run(Arc::new(view), stop.clone()));
-        Self { address, socket: config.socket, stop, task, _folder: folder }
+        let told = Arc::<Told>::default();
+        let task = tracker.spawn(admin.run(Arc::new(view), told.clone(), stop.clone()));
+        Self { address, socket: config.socket, told, stop, task, _folder: folder }
     }
 
     async fn request(&self, method: Method, path: &str) -> (Response<()>, String) {
@@ -73,6 +132,19 @@ impl Server {
 
     async fn get(&self, path: &str) -> (Response<()>, String) {
         self.request(Method::GET, path).await
+    }
+
+    /// Gives a command over the socket; the answer's status and body.
+    async fn command(&self, method: Method, path: &str, body: impl Into<Bytes>) -> (u16, String) {
+        let request = Request::builder().method(method).uri(path).header(header::HOST, "ferrule");
+        let request = request.body(Full::new(body.into())).expect("a valid request");
+        let (response, body) = self.ask(request).await;
+        (response.status().as_u16(), body)
+    }
+
+    async fn ask(&self, request: Request<Full<Bytes>>) -> (Response<()>, String) {
+        let stream = UnixStream::connect(&self.socket).await.expect("it listens");
+        send(stream, request).await
     }
 
     async fn stop(self) {
@@ -89,14 +161,20 @@ async fn exchange<S>(stream: S, method: Method, path: &str) -> (Response<()>, St
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    let request = Request::builder().method(method).uri(path).header(header::HOST, "ferrule");
+    send(stream, request.body(Full::default()).expect("a valid request")).await
+}
+
+async fn send<S>(stream: S, request: Request<Full<Bytes>>) -> (Response<()>, String)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let io = TokioIo::new(stream);
     let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.expect("HTTP");
-    let request = Request::builder().method(method).uri(path).header(header::HOST, "ferrule");
-    let request = request.body(Empty::<bytes::Bytes>::new()).expect("a valid request");
     let answer = async {
         let (head, body) = sender.send_request(request).await.expect("an answer").into_parts();
         let body = body.collect().await.expect("a whole body").to_bytes();
-        (Response::from_parts(head, ()), String::from_utf8(body.to_vec()).expect("text"))
+        (Response::from_parts(head, ()), String::from_utf8_lossy(&body).into_owned())
     };
     let (answer, _) = tokio::join!(answer, connection);
     answer
@@ -114,7 +192,7 @@ async fn every_page_answers_with_its_type() {
         ("/status", json, "\"filter_mode\":\"off\""),
         ("/inventory", json, "{\"apps\":[]}"),
         ("/certificates", json, "{\"certificates\":[]}"),
-        ("/memory.json", json, "{\"ledger\":[]}"),
+        ("/memory.json", json, "\"ledger\":[]}"),
     ] {
         let (response, body) = server.get(path).await;
         assert_eq!(response.status(), StatusCode::OK, "{path}");
@@ -256,5 +334,113 @@ async fn connections_over_the_bound_wait_for_their_turn() {
     silent.pop();
     assert_eq!(waiting.await.0.status(), StatusCode::OK);
     drop(silent);
+    server.stop().await;
+}
+
+/// Everything that is a command, each in order.
+const COMMANDS: [(Method, &str); 6] = [
+    (Method::POST, "/trace"),
+    (Method::GET, "/trace"),
+    (Method::DELETE, "/trace"),
+    (Method::POST, "/trace/token"),
+    (Method::GET, "/trace/00000000000000000000000000000abc"),
+    (Method::DELETE, "/trace/7"),
+];
+
+#[tokio::test]
+async fn commands_are_refused_on_the_address_and_change_nothing() {
+    let server = Server::start(Fixed { ready: Ok(()) });
+    for (method, path) in COMMANDS {
+        let (response, body) = server.request(method, path).await;
+        assert_eq!(response.status(), StatusCode::FORBIDDEN, "{path}");
+        assert!(body.contains("on the admin socket only"), "{body}");
+    }
+    let (response, body) = server.request(Method::POST, "/elsewhere").await;
+    assert_eq!(response.status(), StatusCode::METHOD_NOT_ALLOWED);
+    assert!(body.contains("commands are taken on the admin socket"), "{body}");
+    assert_eq!(*server.told.0.lock(), [""; 0]);
+    // The control: the same on the socket are done.
+    for (method, path) in COMMANDS {
+        let (status, _) = server.command(method, path, "{\"why\": \"a test\"}").await;
+        assert!(status == 200 || path == "/trace/token", "{path}: {status}");
+    }
+    assert_eq!(server.told.0.lock().len(), 3);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_rule_is_made_as_it_was_asked_for() {
+    let server = Server::start(Fixed { ready: Ok(()) });
+    let body = r#"{"scope": {"app": "shop", "path": "/api"}, "client": "198.51.100.0/24",
+        "percent": 2.5, "level": "normal", "ttl_seconds": 60, "uses": 5, "bytes": 65536,
+        "why": "slow carts"}"#;
+    let (status, body) = server.command(Method::POST, "/trace", body).await;
+    assert_eq!(status, 200, "{body}");
+    assert_eq!(body, r#"{"bytes":65536,"id":7,"ttl_seconds":60,"uses":5}"#);
+    let expected = NewRule {
+        scope: telemetry::verbosity::Scope {
+            app: Some("shop".to_owned()),
+            path: Some("/api".to_owned()),
+            host: None,
+        },
+        client: Some("198.51.100.0/24".parse().expect("a prefix")),
+        percent: Some(2.5),
+        level: telemetry::verbosity::Level::Normal,
+        ttl: Duration::from_secs(60),
+        uses: 5,
+        bytes: 65_536,
+        why: "slow carts".to_owned(),
+    };
+    let uid = rustix::process::getuid().as_raw();
+    assert_eq!(*server.told.0.lock(), [format!("on by {uid}: {expected:?}")]);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_command_that_is_wrong_says_how() {
+    let server = Server::start(Fixed { ready: Ok(()) });
+    let check = async |method: Method, path: &str, body: &str, status: u16, part: &str| {
+        let (answered, text) = server.command(method, path, body.to_owned()).await;
+        assert_eq!(answered, status, "{path} {body}: {text}");
+        assert!(text.contains(part), "{part:?} is not in {text:?}");
+    };
+    let (on, token) = ("/trace", "/trace/token");
+    check(Method::POST, on, "{}", 400, "missing field `why`").await;
+    check(Method::POST, on, "", 400, "missing field `why`").await;
+    check(Method::POST, on, "nonsense", 400, "the body is not what this command takes").await;
+    check(Method::POST, on, r#"{"why":"x","ap":1}"#, 400, "unknown field `ap`").await;
+    check(Method::POST, on, r#"{"why":"x","scope":{"a":1}}"#, 400, "unknown field `a`").await;
+    check(Method::POST, on, r#"{"why":"x","client":"me"}"#, 400, "an address or a prefix").await;
+    check(Method::POST, on, r#"{"why":"x","level":"wide"}"#, 400, "normal or verbose").await;
+    check(Method::POST, on, r#"{"why":"full"}"#, 409, "there are 64 rules already").await;
+    check(Method::POST, token, r#"{"why":"x"}"#, 400, "unknown field `why`").await;
+    check(Method::DELETE, "/trace/8", "", 404, "there is no rule 8").await;
+    check(Method::DELETE, "/trace/x", "", 400, "the id of a rule is a number").await;
+    check(Method::GET, "/trace/abc", "", 400, "a trace id is 32 hexadecimal digits").await;
+    check(Method::GET, &format!("/trace/{:032}", 0), "", 400, "not all of them 0").await;
+    check(Method::GET, &format!("/trace/{:032}", 5), "", 404, "no record of this request").await;
+    check(Method::PUT, on, "", 405, "by POST, GET, DELETE").await;
+    check(Method::POST, "/status", "", 404, "POST /trace/token").await;
+    check(Method::DELETE, "/trace/7/8", "", 404, "no such command").await;
+    check(Method::GET, "/trace/7/8", "", 404, "no such page").await;
+    check(Method::POST, on, &" ".repeat(64 * 1024 + 1), 413, "at most 65536 bytes").await;
+    check(Method::POST, on, &format!("{{\"why\":\"x\"{}}}", " ".repeat(60_000)), 200, "").await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_record_comes_in_the_form_that_is_asked_for() {
+    let server = Server::start(Fixed { ready: Ok(()) });
+    let ask = async |accept: &str| {
+        let path = "/trace/00000000000000000000000000000ABC";
+        let request = Request::get(path).header(header::HOST, "x").header(header::ACCEPT, accept);
+        server.ask(request.body(Full::default()).expect("a valid request")).await
+    };
+    let (response, body) = ask("*/*").await;
+    assert_eq!(response.headers()[header::CONTENT_TYPE], "text/plain; charset=utf-8");
+    assert_eq!(body, "Text");
+    let (response, body) = ask("application/json").await;
+    assert_eq!(response.headers()[header::CONTENT_TYPE], "application/json");
+    assert_eq!(body, "Json");
     server.stop().await;
 }

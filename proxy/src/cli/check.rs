@@ -1,10 +1,12 @@
 //! `ferrule check`: a configuration and everything it names, as the node would read it at start.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use clap::Args;
 use control::document::{Problem, Severity};
+use telemetry::verbosity::{KeyError, Keys};
 
 use super::table::counted;
 use super::{Exit, Failure, answer, chain};
@@ -33,7 +35,7 @@ impl Check {
 pub(super) fn problems(file: &Path) -> Vec<Problem> {
     match config::read::read(file) {
         Ok((config, mut problems)) => {
-            let Config { node, inventory, certificates, mesh, .. } = &config;
+            let Config { node, inventory, certificates, mesh, telemetry, .. } = &config;
             control::inventory::check_directory(&inventory.directory, &mut problems);
             self::certificates(&certificates.directory, &mut problems);
             if let Some(mesh) = mesh
@@ -41,6 +43,7 @@ pub(super) fn problems(file: &Path) -> Vec<Problem> {
             {
                 problems.push(Problem::with_file(file, format!("mesh: {}", chain(&error))));
             }
+            keys(&telemetry.verbosity.key_file, &mut problems);
             problems
         }
         Err(mut problems) => {
@@ -71,6 +74,20 @@ fn certificates(directory: &Path, problems: &mut Vec<Problem>) {
     }
 }
 
+/// The keys of verbosity tokens. Where there are none yet the node makes one, and not everybody who
+/// checks a configuration may read what only the node has to.
+fn keys(file: &Path, problems: &mut Vec<Problem>) {
+    let Err(error) = Keys::load(file) else { return };
+    let problem = Problem::with_file(file, chain(&error));
+    match &error {
+        KeyError::Read { source, .. } if source.kind() == io::ErrorKind::NotFound => {}
+        KeyError::Read { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+            problems.push(Problem { severity: Severity::Warning, ..problem });
+        }
+        _ => problems.push(problem),
+    }
+}
+
 /// A line per problem, then how many there are.
 fn report(problems: &[Problem]) -> String {
     let mut text: String = problems.iter().map(|problem| format!("{problem}\n")).collect();
@@ -84,6 +101,7 @@ fn report(problems: &[Problem]) -> String {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::os::unix::fs::PermissionsExt as _;
 
     use tempfile::TempDir;
 
@@ -146,7 +164,7 @@ mod tests {
         let edge = Edge::new();
         edge.write(
             "edge.toml",
-            "[node]\nid = \"ams-1\"\nregion = \"ams\"\n[memory]\nlimit = \"1GiB\"\n",
+            "[node]\nid = \"ams-1\"\nregion = \"ams\"\n[inventory.nats]\nservers = [\"tls://n:1\"]\n",
         );
         edge.write("apps/broken.toml", "app = \"Broken\"\n");
         edge.write("apps/notes.txt", "not an app");
@@ -155,7 +173,7 @@ mod tests {
         let lines: Vec<_> = report.lines().collect();
         assert_eq!(
             lines[0],
-            "edge.toml:5:9: warning: memory.limit: is understood, but not acted on yet"
+            "edge.toml:5:11: warning: inventory.nats.servers: is understood, but not acted on yet"
         );
         let name = "apps/broken.toml:1:7: app: must be 1 to 63";
         assert!(lines.iter().any(|line| line.starts_with(name)), "{report}");
@@ -189,6 +207,24 @@ mod tests {
         );
         assert!(report.contains("\ncertificates: "), "{report}");
         assert!(report.ends_with("\n2 errors, 0 warnings\n"), "{report}");
+    }
+
+    #[test]
+    fn a_key_file_is_for_its_owner_and_may_be_missing() {
+        let edge = Edge::new();
+        let text = "[node]\nid = \"ams-1\"\nregion = \"ams\"\n[storage]\ndirectory = \".\"\n";
+        edge.write("edge.toml", text);
+        assert_eq!(edge.report(), "0 errors, 0 warnings\n");
+        Keys::load_or_create(&edge.path("trace.key")).expect("the folder is ours");
+        assert_eq!(edge.report(), "0 errors, 0 warnings\n");
+        let public = fs::Permissions::from_mode(0o644);
+        fs::set_permissions(edge.path("trace.key"), public).expect("the file is ours");
+        assert!(
+            edge.report().contains("has mode 0644; others than its owner"),
+            "{}",
+            edge.report()
+        );
+        assert!(edge.report().ends_with("\n1 error, 0 warnings\n"), "{}", edge.report());
     }
 
     #[test]

@@ -1,14 +1,15 @@
-//! Asks a running node for one page over its socket.
+//! Asks a running node for one page over its socket, or tells it one thing to do.
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, StatusCode, header};
-use http_body_util::{BodyExt as _, Empty, Limited};
+use http::{Method, Request, StatusCode, header};
+use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
@@ -39,8 +40,20 @@ pub(super) enum ClientError {
     Body(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("the node answers {0}; is it another version?")]
     Refused(StatusCode),
+    #[error("{sentence}")]
+    Declined { status: StatusCode, sentence: String },
     #[error("the node's answer is not what this command expects; is it another version?")]
     Shape(#[source] serde_json::Error),
+}
+
+/// One question to a node.
+struct Question<'a> {
+    method: Method,
+    path: &'a str,
+    json: bool,
+    body: Bytes,
+    /// Whether a refusal says why, in a sentence for whoever asked.
+    is_command: bool,
 }
 
 /// The page as it came and as what it means.
@@ -48,10 +61,53 @@ pub(super) fn page<T: DeserializeOwned>(
     socket: &Path,
     page: &'static str,
 ) -> Result<(String, T), Failure> {
+    block_on(ask(socket, page)).map_err(failure)
+}
+
+/// The same for those who can do without an answer.
+pub(super) fn try_page<T: DeserializeOwned>(
+    socket: &Path,
+    page: &'static str,
+) -> Result<(String, T), ClientError> {
+    block_on(ask(socket, page))
+}
+
+/// Gives a command; its answer as it came and as what it means.
+pub(super) fn command<T: DeserializeOwned>(
+    socket: &Path,
+    method: Method,
+    path: &str,
+    body: &impl Serialize,
+) -> Result<(String, T), Failure> {
+    let asked = block_on(async {
+        let body = serde_json::to_vec(body).map_err(ClientError::Shape)?.into();
+        let question = Question { method, path, json: true, body, is_command: true };
+        understood(&exchange(socket, question).await?)
+    });
+    asked.map_err(failure)
+}
+
+/// An answer for people, or as JSON, which is printed as it comes.
+pub(super) fn text(socket: &Path, path: &str, json: bool) -> Result<String, Failure> {
+    let asked = block_on(async {
+        let (method, body) = (Method::GET, Bytes::new());
+        let question = Question { method, path, json, body, is_command: true };
+        let mut text = String::from_utf8_lossy(&exchange(socket, question).await?).into_owned();
+        if !text.ends_with('\n') {
+            text.push('\n');
+        }
+        Ok(text)
+    });
+    asked.map_err(failure)
+}
+
+fn failure(error: ClientError) -> Failure {
+    Failure { exit: error.exit(), message: chain(&error) }
+}
+
+fn block_on<T>(asked: impl Future<Output = Result<T, ClientError>>) -> Result<T, ClientError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let asked = runtime.map_err(ClientError::Runtime);
-    let asked = asked.and_then(|runtime| runtime.block_on(ask(socket, page)));
-    asked.map_err(|error| Failure { exit: error.exit(), message: chain(&error) })
+    runtime.map_err(ClientError::Runtime)?.block_on(asked)
 }
 
 /// The same for those who have a runtime.
@@ -59,31 +115,57 @@ pub(super) async fn ask<T: DeserializeOwned>(
     socket: &Path,
     page: &'static str,
 ) -> Result<(String, T), ClientError> {
-    let silent = |_| ClientError::Silent(socket.to_owned());
-    let bytes = timeout(TIMEOUT, exchange(socket, page)).await.map_err(silent)??;
-    let value = serde_json::from_slice(&bytes).map_err(ClientError::Shape)?;
-    Ok((String::from_utf8_lossy(&bytes).into_owned() + "\n", value))
+    let (method, body) = (Method::GET, Bytes::new());
+    let question = Question { method, path: page, json: true, body, is_command: false };
+    understood(&exchange(socket, question).await?)
 }
 
-async fn exchange(socket: &Path, page: &'static str) -> Result<Bytes, ClientError> {
+fn understood<T: DeserializeOwned>(bytes: &[u8]) -> Result<(String, T), ClientError> {
+    let value = serde_json::from_slice(bytes).map_err(ClientError::Shape)?;
+    Ok((String::from_utf8_lossy(bytes).into_owned() + "\n", value))
+}
+
+async fn exchange(socket: &Path, question: Question<'_>) -> Result<Bytes, ClientError> {
+    let silent = |_| ClientError::Silent(socket.to_owned());
+    timeout(TIMEOUT, put(socket, question)).await.map_err(silent)?
+}
+
+async fn put(socket: &Path, question: Question<'_>) -> Result<Bytes, ClientError> {
+    let Question { method, path, json, body, is_command } = question;
     let stream = UnixStream::connect(socket).await.map_err(|error| connect(socket, error))?;
     let handshake = http1::handshake(TokioIo::new(stream)).await;
     let (mut sender, connection) = handshake.map_err(ClientError::Broken)?;
-    let request = Request::get(page)
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
         .header(header::HOST, "ferrule")
-        .body(Empty::<Bytes>::new())
+        .header(header::ACCEPT, if json { "application/json" } else { "text/plain" })
+        .body(Full::new(body))
         .expect("our own page names are valid targets");
     let answer = async {
         let response = sender.send_request(request).await.map_err(ClientError::Broken)?;
-        if response.status() != StatusCode::OK {
-            return Err(ClientError::Refused(response.status()));
+        let status = response.status();
+        if status != StatusCode::OK && !is_command {
+            return Err(ClientError::Refused(status));
         }
         let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
-        Ok(body.map_err(ClientError::Body)?.to_bytes())
+        let body = body.map_err(ClientError::Body)?.to_bytes();
+        if status == StatusCode::OK { Ok(body) } else { Err(declined(status, &body)) }
     };
     // The answer tells how the connection ended, too.
     let (answer, _) = tokio::join!(answer, connection);
     answer
+}
+
+/// The first line says why; what may follow is a list of what there is.
+fn declined(status: StatusCode, body: &[u8]) -> ClientError {
+    let text = String::from_utf8_lossy(body);
+    match text.lines().next() {
+        Some(sentence) if !sentence.is_empty() && status != StatusCode::METHOD_NOT_ALLOWED => {
+            ClientError::Declined { status, sentence: sentence.to_owned() }
+        }
+        _ => ClientError::Refused(status),
+    }
 }
 
 fn connect(socket: &Path, source: io::Error) -> ClientError {
@@ -106,6 +188,14 @@ impl ClientError {
             | Self::Broken(_)
             | Self::Body(_) => Exit::Unavailable,
             Self::Forbidden(_) => Exit::NoPermission,
+            Self::Declined { status, .. } => match *status {
+                StatusCode::BAD_REQUEST | StatusCode::PAYLOAD_TOO_LARGE => Exit::Usage,
+                StatusCode::FORBIDDEN => Exit::NoPermission,
+                StatusCode::NOT_FOUND | StatusCode::CONFLICT | StatusCode::SERVICE_UNAVAILABLE => {
+                    Exit::Unavailable
+                }
+                _ => Exit::Internal,
+            },
             Self::Runtime(_) | Self::Refused(_) | Self::Shape(_) => Exit::Internal,
         }
     }
@@ -158,6 +248,29 @@ mod tests {
         assert!(message.contains("is not what this command expects"), "{message}");
         assert_eq!(failed("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\noops").0, Exit::Unavailable);
         assert_eq!(failed("").0, Exit::Unavailable);
+    }
+
+    #[test]
+    fn a_command_that_is_declined_says_why_and_has_an_exit_code() {
+        let check = |status: u16, body: &str, exit: Exit, message: &str| {
+            let status = StatusCode::from_u16(status).expect("a status");
+            let error = declined(status, body.as_bytes());
+            assert_eq!((error.exit(), error.to_string().as_str()), (exit, message));
+        };
+        check(400, "ttl must be a number\n", Exit::Usage, "ttl must be a number");
+        check(403, "not here\n", Exit::NoPermission, "not here");
+        check(404, "there is no rule 7\n", Exit::Unavailable, "there is no rule 7");
+        check(409, "full\n", Exit::Unavailable, "full");
+        check(413, "too long\n", Exit::Usage, "too long");
+        check(500, "a fault\nof ours\n", Exit::Internal, "a fault");
+        let other = "the node answers 405 Method Not Allowed; is it another version?";
+        check(405, "these pages can only be read\n", Exit::Internal, other);
+        check(
+            500,
+            "",
+            Exit::Internal,
+            "the node answers 500 Internal Server Error; is it another version?",
+        );
     }
 
     #[test]

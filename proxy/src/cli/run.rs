@@ -6,8 +6,10 @@ use std::path::PathBuf;
 use std::thread;
 
 use clap::{Args, ValueEnum};
+use ebpf_filter::FilterError;
 use rustix::process::{Signal, getpid, kill_process};
-use telemetry::log;
+use telemetry::verbosity::KeyError;
+use telemetry::{log, panic};
 
 use super::{Exit, Failure, chain};
 use crate::admin::BindError;
@@ -44,6 +46,7 @@ impl Run {
         let Self { config, log, log_format, until_stdin_closes } = self;
         log::open(&log, log_format.into())
             .map_err(|error| Failure { exit: Exit::Usage, message: chain(&error) })?;
+        panic::install();
         let (config, warnings) = super::read(&config)?;
         for warning in warnings {
             tracing::warn!("{warning}");
@@ -54,7 +57,7 @@ impl Run {
                 Failure { exit: Exit::Internal, message }
             })?;
         }
-        app::run(config).map_err(|error| Failure { exit: exit(&error), message: chain(&error) })?;
+        app::run(config).map_err(|error| failure(&error))?;
         Ok(Exit::Success)
     }
 }
@@ -72,17 +75,28 @@ fn follow_stdin() -> io::Result<()> {
     thread::Builder::new().name("stdin".to_owned()).spawn(follow).map(drop)
 }
 
+/// What stood in the way, with its causes.
+pub(super) fn failure(error: &(dyn Error + 'static)) -> Failure {
+    Failure { exit: exit(error), message: chain(error) }
+}
+
 /// The cause that is nearest to the operating system decides.
-fn exit(error: &(dyn Error + 'static)) -> Exit {
+pub(super) fn exit(error: &(dyn Error + 'static)) -> Exit {
     let mut exit = Exit::Internal;
     let mut source = Some(error);
     while let Some(error) = source {
         if let Some(error) = error.downcast_ref::<io::Error>() {
             let forbidden = error.kind() == io::ErrorKind::PermissionDenied;
             exit = if forbidden { Exit::NoPermission } else { Exit::Unavailable };
+        } else if let Some(error) = error.downcast_ref::<FilterError>() {
+            exit = match error {
+                FilterError::Capability { .. } => Exit::NoPermission,
+                FilterError::Configuration { .. } => Exit::Usage,
+                _ => Exit::Unavailable,
+            };
         } else if error.is::<BindError>() {
             exit = Exit::Unavailable;
-        } else if error.is::<TlsError>() {
+        } else if error.is::<TlsError>() || error.is::<KeyError>() {
             exit = Exit::Usage;
         }
         source = error.source();
@@ -118,6 +132,15 @@ mod tests {
         check(&TlsError::Ca { path: "ca.pem".into() }, Exit::Usage);
         let source = io::ErrorKind::NotFound.into();
         check(&TlsError::Read { path: "ca.pem".into(), source }, Exit::Unavailable);
+        let path = "trace.key".into();
+        check(&KeyError::Mode { path, mode: 0o644 }, Exit::Usage);
+        let (path, source) = ("trace.key".into(), io::ErrorKind::PermissionDenied.into());
+        check(&KeyError::Read { path, source }, Exit::NoPermission);
+        let missing = "CAP_BPF".to_owned();
+        check(&FilterError::Capability { what: "steering", missing }, Exit::NoPermission);
+        let needs = "filter.interfaces";
+        check(&FilterError::Configuration { mode: "xdp", needs }, Exit::Usage);
+        check(&FilterError::Full { map: "PORTS", capacity: 1 }, Exit::Unavailable);
         check(&std::fmt::Error, Exit::Internal);
     }
 }

@@ -5,7 +5,7 @@ use clap::Args;
 use super::table::{columns, counted, span};
 use super::{Exit, Failure, Node, answer, client};
 use crate::admin;
-use crate::admin::status::{Peer, Quarantined};
+use crate::admin::status::{Peer, Pressure, Quarantined};
 
 #[derive(Debug, Args)]
 pub(super) struct Status {
@@ -27,6 +27,11 @@ fn text(status: &admin::Status) -> String {
     let mut text = String::new();
     for (name, value) in lines(status) {
         text.push_str(&format!("{name:<10} {value}\n"));
+        if name == "modes" {
+            for reason in status.listen_reason.iter().chain(&status.filter_reasons) {
+                text.push_str(&format!("{:<10} {reason}\n", ""));
+            }
+        }
     }
     if !status.peers.is_empty() {
         let rows: Vec<_> = status.peers.iter().map(peer).collect();
@@ -41,7 +46,7 @@ fn text(status: &admin::Status) -> String {
     text
 }
 
-fn lines(status: &admin::Status) -> [(&'static str, String); 7] {
+fn lines(status: &admin::Status) -> [(&'static str, String); 8] {
     let admin::Status { node, region, version, pid, generation, .. } = status;
     let up = span(status.uptime_seconds);
     let apps = counted(status.apps, "app");
@@ -63,7 +68,17 @@ fn lines(status: &admin::Status) -> [(&'static str, String); 7] {
         ("inventory", format!("{apps}, {instances}, {age}")),
         ("traffic", format!("{connections}, {requests} in flight, {permits} in use")),
         ("memory", format!("{resident} resident, {allocated} allocated")),
+        ("pressure", status.pressure.as_ref().map_or_else(|| "nobody looks".to_owned(), pressure)),
     ]
+}
+
+fn pressure(pressure: &Pressure) -> String {
+    let Pressure { level, used, limit } = pressure;
+    let used = mebibytes(*used);
+    match limit {
+        0 => format!("{level}, {used} of no limit"),
+        limit => format!("{level}, {used} of {}", mebibytes(*limit)),
+    }
 }
 
 fn peer(peer: &Peer) -> [String; 3] {
@@ -98,6 +113,7 @@ modes      listen bind, filter off
 inventory  3 apps, 12 instances, 0.4 s old
 traffic    1204 connections, 17 requests in flight, 17 permits in use
 memory     27.0 MiB resident, 9.0 MiB allocated
+pressure   calm, 31.0 MiB of 512.0 MiB
 
 PEER   REGION  RTT
 fra-1  fra     6.2 ms
@@ -115,10 +131,15 @@ sin-1  sin     does not answer
             inventory_age_seconds: None,
             quarantined: vec![refused],
             peers: Vec::new(),
+            listen_reason: Some("the kernel does not steer: CAP_BPF is missing".to_owned()),
+            filter_reasons: vec!["xdp: CAP_BPF is missing".to_owned()],
             ..example()
         };
         let text = text(&status);
         assert!(text.contains("state      not ready: no certificates\n"), "{text}");
+        let reasons = "modes      listen bind, filter off\n           \
+            the kernel does not steer: CAP_BPF is missing\n           xdp: CAP_BPF is missing\n";
+        assert!(text.contains(reasons), "{text}");
         assert!(text.contains("12 instances, not complete yet\n"), "{text}");
         assert!(text.ends_with("\nQUARANTINED  REASON\nshop         no such region\n"), "{text}");
         let status = admin::Status { draining: true, ..status };

@@ -17,7 +17,7 @@ pub(super) fn columns<const N: usize>(header: [&str; N], rows: &[[String; N]]) -
 }
 
 /// `count` things, in English.
-pub(super) fn counted(count: u64, thing: &str) -> String {
+pub(crate) fn counted(count: u64, thing: &str) -> String {
     if count == 1 { format!("1 {thing}") } else { format!("{count} {thing}s") }
 }
 
@@ -30,7 +30,7 @@ pub(super) fn joined<T: ToString>(values: &[T]) -> String {
 }
 
 /// A time span in its two largest units.
-pub(super) fn span(seconds: f64) -> String {
+pub(crate) fn span(seconds: f64) -> String {
     if seconds < 60.0 {
         return format!("{seconds:.1} s");
     }

@@ -29,7 +29,33 @@ fn commands_are_understood() {
     check("ferrule app list --json", true);
     check("ferrule instance list", true);
     check("ferrule cert list", true);
+    check("ferrule filter show", true);
+    check("ferrule filter show --json --config edge.toml", true);
+    check("ferrule filter show --pins /sys/fs/bpf/x --socket /run/x", true);
+    check("ferrule filter show --pins /sys/fs/bpf/x --config edge.toml", false);
+    check("ferrule filter detach --force", true);
+    check("ferrule filter", false);
     check("ferrule app", false);
+    check("ferrule trace on --app hello --why test", true);
+    check("ferrule trace on --client 198.51.100.0/24 --percent 0.5 --ttl 1h --why test", true);
+    check("ferrule trace on --path / --uses 5 --bytes 1MiB --level normal --why test", true);
+    check("ferrule trace on --app hello", false);
+    check("ferrule trace on --app hello --why test --ttl 61m", false);
+    check("ferrule trace on --app hello --why test --ttl 10", false);
+    check("ferrule trace on --app hello --why test --level wide", false);
+    check("ferrule trace on --app hello --why test --percent 0", false);
+    check("ferrule trace off 7 --json", true);
+    check("ferrule trace off --all", true);
+    check("ferrule trace off", false);
+    check("ferrule trace off 7 --all", false);
+    check("ferrule trace off seven", false);
+    check("ferrule trace list --audit --json", true);
+    check("ferrule trace token --app hello --ttl 15m --uses 3 --report", true);
+    check("ferrule trace token --config edge.toml", true);
+    check("ferrule trace token --ttl 16m", false);
+    check("ferrule trace show 0123456789abcdef0123456789abcdef --json", true);
+    check("ferrule trace show 0123456789abcdef", false);
+    check("ferrule trace show 00000000000000000000000000000000", false);
     check("ferrule upgrade", false);
 }
 
