@@ -23,7 +23,7 @@ pub struct Alarms {
 }
 
 /// A time at which an alarm is due, in ticks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Deadline(u64);
 
 /// One deadline at a time; disarmed when dropped.
@@ -165,6 +165,11 @@ impl Alarm {
     /// Keeps the waker: the next arming is most likely by the same task.
     pub fn disarm(&self) {
         self.table.slots.borrow_mut().slots[self.slot].due = NEVER;
+    }
+
+    /// Whether a deadline of any alarm of this worker is over.
+    pub fn is_over(&self, Deadline(due): Deadline) -> bool {
+        due <= self.table.now.get()
     }
 
     pub fn is_due(&self) -> bool {

@@ -8,13 +8,15 @@ use futures_util::future::LocalBoxFuture;
 use http::header::{self, HeaderValue};
 use http::{Request, Response};
 use telemetry::metrics::Gauge;
+use telemetry::record::Record;
 use tokio::time::Instant;
 
 use crate::body::Body;
-use crate::downstream::{Downstream, From};
+use crate::downstream::{Downstream, From, Live};
 use crate::error::{Code, Failure, Retry};
 use crate::http::{Arrival, forward, upgrade};
 use crate::identify::mesh;
+use crate::trace::{self, Trace};
 use crate::worker::Worker;
 
 /// A request on its way in: it has an id, and somebody will answer it.
@@ -23,6 +25,10 @@ pub struct Received {
     pub upgrade: Option<upgrade::Request>,
     pub id: HeaderValue,
     pub downstream: Rc<Downstream>,
+    pub live: Live,
+    pub record: Record,
+    /// What it brought that may make it verbose.
+    pub asked: trace::Asked,
     pub began: Instant,
 }
 
@@ -107,30 +113,63 @@ where
                 .cloned()
                 .unwrap_or_else(|| worker.edge.identity.request_id()),
         };
+        worker.metrics.received.increment();
+        let (mut head, body) = request.into_parts();
+        let began = Instant::now();
+        let (record, asked) = trace::begin(&worker, &downstream, &mut head, &id, began);
+        let live = downstream.begin_request(&worker.desk);
+        live.slot.traced(record.trace().0);
+        let entered = record.enter();
         let answer = self.inner.call(Received {
-            request,
+            request: Request::from_parts(head, body),
             upgrade,
             id: id.clone(),
+            live,
+            record: record.clone(),
+            asked,
             downstream: downstream.clone(),
-            began: Instant::now(),
+            began,
         });
+        drop(entered);
+        let answer = record.scope(answer);
         Box::pin(async move {
-            Ok(match answer.await {
-                Ok(response) => response,
+            let answered = answer.await;
+            let head_after = record.elapsed();
+            Ok(match answered {
+                Ok(response) => {
+                    record.wide(|wide| {
+                        wide.head_after = Some(head_after);
+                        wide.status = Some(response.status().as_u16());
+                    });
+                    response
+                }
                 Err(failure) => {
-                    worker.metrics.count(&failure);
-                    refusal(&failure, &downstream, &id)
+                    worker.count(&failure);
+                    record.wide(|wide| {
+                        wide.head_after = Some(head_after);
+                        wide.status = Some(failure.code.status().as_u16());
+                        wide.error = Some(failure.code.as_str());
+                    });
+                    refusal(&failure, &downstream, &id, &record)
                 }
             })
         })
     }
 }
 
-fn refusal(failure: &Failure, downstream: &Downstream, id: &HeaderValue) -> Response<Body> {
+fn refusal(
+    failure: &Failure,
+    downstream: &Downstream,
+    id: &HeaderValue,
+    record: &Record,
+) -> Response<Body> {
     let mut response = failure.response();
     match downstream.from {
         From::Client(_) => {
             forward::sign_response(response.headers_mut(), id);
+            if record.is_verbose() {
+                response.headers_mut().insert(trace::TRACE_ID, Trace::id(record));
+            }
             if failure.code == Code::PP02 {
                 // Whoever sends one message that can be read twice may have sent more of them.
                 // HTTP/2 has no such field and its driver removes it.

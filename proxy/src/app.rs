@@ -6,36 +6,62 @@
 //! | `worker-N` | a core's connections ([`crate::worker`]) |
 //! | `ferrule-catalog` | SQLite's one writer |
 //! | `ferrule-source` | reading the folder of apps |
+//! | `sampler`, `gauges` | how full memory is, every 10 ms and every second |
+//! | `watch` | memory pressure, and whether every thread comes back from its polls |
 //! | `join` | joining the workers at the end, so that admin answers meanwhile |
 
 mod dial;
+mod doors;
+mod memory;
+mod observe;
+mod survival;
 mod threads;
+mod watch;
+mod verbosity;
 mod view;
 
+use std::cell::RefCell;
 use std::io;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use control::inventory::{Control, OpenError};
+use control::snapshot::Change;
+use ebpf_filter::FilterError;
+use telemetry::budget::Shares;
+use telemetry::heapwatch::{Reason, tagged};
 use telemetry::ledger::Ledger;
+use telemetry::ledger::scope::{HEALTH, INVENTORY, PROCESS};
 use telemetry::metrics::Registry;
+use telemetry::pressure::Pressure;
+use telemetry::record;
+use telemetry::service;
+use telemetry::verbosity::{KeyError, Verbosity};
+use telemetry::watchdog::{self, capture};
+use telemetry::work::Board;
 use tokio::runtime::LocalOptions;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::doors::Closed;
+pub use self::doors::SteerError;
+use self::observe::{ObserveError, Observers};
+use self::survival::Survival;
 use self::threads::{Report, Threads};
 use self::view::NodeView;
+use self::watch::{Subject, Watch};
 use crate::admin::{self, Admin};
 use crate::balance::node::NodeLimits;
 use crate::config::Config;
 use crate::edge::{Connections, Edge};
+use crate::filter::Filter;
 use crate::health;
 use crate::http::forward::Identity;
 use crate::inventory::Inventory;
-use crate::listener::sockets::{self, Sockets};
-use crate::listener::{Kind, Listening};
-use crate::metrics::Metrics;
+use crate::listener::{Listening, sockets};
+use crate::metrics::{Metrics, catalogue};
 use crate::nodes::Nodes;
 use crate::probe;
 use crate::tls::{Certificates, CertificatesError, MeshTls, Tls, TlsError};
@@ -57,6 +83,18 @@ pub enum StartError {
     Mesh(#[source] TlsError),
     #[error("the mesh has no address")]
     MeshAddress(#[source] sockets::BindError),
+    #[error("requests cannot be recorded")]
+    Records(#[source] record::ConfigError),
+    #[error("the keys of verbosity tokens cannot be had")]
+    Keys(#[source] KeyError),
+    #[error("nobody can watch the workers")]
+    Watch(#[source] io::Error),
+    #[error("telemetry cannot be read")]
+    Observe(#[source] ObserveError),
+    #[error("the kernel's filter cannot be had as configured")]
+    Filter(#[source] FilterError),
+    #[error("connections cannot be steered")]
+    Steer(#[source] SteerError),
     #[error("the node cannot be asked about itself")]
     Admin(#[source] admin::BindError),
 }
@@ -75,20 +113,26 @@ pub struct Lifetime {
 ///
 /// When something it needs cannot be had.
 pub fn run(config: Config) -> Result<(), StartError> {
+    let survival = Survival::begin(&config);
     let end = CancellationToken::new();
     let signalled = end.clone();
     let lifetime = Lifetime { end, ready: Box::new(|| {}) };
-    block_on(async move {
+    let served = block_on(async {
         let signals = async {
             wait_for_signal().await;
             signalled.cancel();
             std::future::pending::<()>().await;
         };
         tokio::select! {
-            served = serve(config, lifetime) => served,
+            served = serve(config, lifetime, &survival) => served,
             () = signals => unreachable!("waits for ever"),
         }
-    })
+    });
+    match &served {
+        Ok(()) => survival.end(),
+        Err(_) => survival.withdraw(),
+    }
+    served
 }
 
 /// Runs a node on this thread until its lifetime ends.
@@ -97,7 +141,8 @@ pub fn run(config: Config) -> Result<(), StartError> {
 ///
 /// As [`run`].
 pub fn run_until(config: Config, lifetime: Lifetime) -> Result<(), StartError> {
-    block_on(serve(config, lifetime))
+    let survival = Survival::without_black_box(&config);
+    block_on(serve(config, lifetime, &survival))
 }
 
 fn block_on(serve: impl Future<Output = Result<(), StartError>>) -> Result<(), StartError> {
@@ -105,7 +150,10 @@ fn block_on(serve: impl Future<Output = Result<(), StartError>>) -> Result<(), S
         .enable_all()
         .build_local(LocalOptions::default())
         .map_err(StartError::Runtime)?;
-    runtime.block_on(serve)
+    let served = runtime.block_on(serve);
+    // What may still be on a blocking thread is a child that looks up names; nobody waits for it.
+    runtime.shutdown_background();
+    served
 }
 
 async fn wait_for_signal() {
@@ -129,11 +177,17 @@ async fn wait_for_signal() {
 /// Longest wait for the source at the start of a node without a catalog.
 const SOURCE_PATIENCE: Duration = Duration::from_secs(5);
 
-async fn serve(config: Config, lifetime: Lifetime) -> Result<(), StartError> {
+async fn serve(
+    mut config: Config,
+    lifetime: Lifetime,
+    survival: &Survival,
+) -> Result<(), StartError> {
     let started = Instant::now();
     let drain = config.timeouts.drain;
 
     // === start ===
+    let limit = survival.readings().map_or(0, |readings| readings.limit());
+    config.telemetry.stay_within(Shares::of(limit));
     let (inventory, apps) = Control::open(control::inventory::Config {
         storage: config.storage.directory.clone(),
         apps: config.inventory.directory.clone(),
@@ -142,52 +196,125 @@ async fn serve(config: Config, lifetime: Lifetime) -> Result<(), StartError> {
     let certificates =
         Certificates::open(&config.certificates.directory).map_err(StartError::Certificates)?;
     let edge = build_edge(config, &certificates)?;
+    survival.attach(&edge);
+    let heapwatch = memory::watch(&edge, survival.readings().cloned());
     let (restored, source) = (apps.len(), inventory.status());
     // The catalog serves before the source has answered.
-    edge.inventory.apply_all(apps.into_iter().map(control::snapshot::Change::Upsert));
+    {
+        let _working = INVENTORY.enter();
+        edge.inventory.apply_all(apps.into_iter().map(Change::Upsert));
+    }
+    let observers = Observers::start(&edge).map(Arc::new).map_err(StartError::Observe)?;
     let admin = Admin::bind(&edge.config.admin).map_err(StartError::Admin)?;
-    let threads = Threads::start(&edge).map_err(StartError::Worker)?;
+    if let Some(last_exit) = survival.last_exit() {
+        observers.log(last_exit);
+    }
+    // After the socket: whoever answers there already has the pins.
+    let filter = Filter::open(&edge.config, edge.inventory.clone(), &edge.registry, &edge.ledger);
+    let filter = Arc::new(filter.map_err(StartError::Filter)?);
+    let doors = Closed::prepare(&edge).map_err(StartError::Steer)?;
+    let mut threads = Threads::start(&edge).map_err(StartError::Worker)?;
+    let watch = {
+        let control = watchdog::Thread {
+            name: "control".to_owned(),
+            runtime: tokio::runtime::Handle::current().metrics(),
+            thread: capture::Thread::current(),
+        };
+        let subject = Subject {
+            edge: edge.clone(),
+            readings: survival.readings().cloned(),
+            threads: threads.watched().into_iter().chain([control]).collect(),
+            remote: threads.remote(),
+            snapshot: {
+                let heapwatch = heapwatch.clone();
+                Box::new(move |_| heapwatch.ask_for_snapshot(Reason::Pressure))
+            },
+            drain: lifetime.end.clone(),
+        };
+        Watch::start(subject).map_err(StartError::Watch)?
+    };
     let mesh_stop = CancellationToken::new();
     if let Some(mesh) = &edge.config.mesh {
         let socket = sockets::bind(mesh.address, edge.config.listen.backlog)
             .map_err(StartError::MeshAddress)?;
-        threads.listen(Listening { socket, kind: Kind::Peers, stop: mesh_stop.clone() });
+        threads.listen(Listening::peers(socket, mesh_stop.clone()));
     }
 
     let background = Background::new(lifetime.end.clone());
     background.export(&edge.registry);
-    let view = Arc::new(NodeView::new(&edge, source.clone(), certificates.clone(), started));
+    let view = Arc::new(NodeView::new(
+        &edge,
+        view::Parts {
+            observers: observers.clone(),
+            source: source.clone(),
+            certificates: certificates.clone(),
+            filter: filter.clone(),
+            heapwatch: heapwatch.clone(),
+            last_exit: survival.last(),
+            readings: survival.readings().cloned(),
+            started,
+        },
+    ));
     {
-        let inventory_of = edge.inventory.clone();
-        let apply = move |change| inventory_of.apply(change);
-        background.spawn("inventory", inventory.run(apply, background.stop.clone()));
+        let (inventory_of, filter) = (edge.inventory.clone(), filter.clone());
+        let apply = move |change: Change| {
+            let app = change.app().clone();
+            inventory_of.apply(change);
+            filter.changed(&app);
+        };
+        background
+            .spawn("inventory", INVENTORY.part(inventory.run(apply, background.stop.clone())));
     }
     background.spawn("certificates", certificates.watch(background.stop.clone()));
-    background.spawn("health checks", health::run(edge.inventory.clone(), background.stop.clone()));
+    let health = health::run(edge.inventory.clone(), background.stop.clone());
+    background.spawn("health checks", HEALTH.part(health));
     if let Some(mesh) = &edge.mesh {
         background.spawn("mesh certificates", mesh.clone().watch(background.stop.clone()));
         background
             .spawn("probes", probe::run(edge.nodes.clone(), mesh.clone(), background.stop.clone()));
     }
-    background.spawn("admin", admin.run(view.clone(), background.stop.clone()));
+    background.spawn("metrics", sweep(edge.registry.clone(), background.stop.clone()));
+    background.spawn("hangups", observe::follow_hangup(observers.clone(), background.stop.clone()));
+    background.spawn("heapwatch", heapwatch.clone().run(background.stop.clone().cancelled_owned()));
+    background.spawn("snapshots", memory::keep(heapwatch.clone(), background.stop.clone()));
+    background.spawn("verbosity", verbosity::run(edge.clone(), background.stop.clone()));
+    background.spawn("admin", admin.run(view.clone(), view.clone(), background.stop.clone()));
     // A node that has never run knows no app until the source has answered.
     if restored == 0 {
         wait_for_source(&source).await;
     }
+    {
+        let _working = INVENTORY.enter();
+        filter.start();
+    }
+    background.spawn("filter", INVENTORY.part(filter.clone().run(background.stop.clone())));
     let listening = CancellationToken::new();
-    let mut sockets = Sockets::new(&edge.config.listen, edge.inventory.ports());
-    sockets.follow(&mut |listening| threads.listen(listening));
-    let give = threads.giver();
-    let accepting = background.tasks.spawn_local(sockets.run(give, listening.clone()));
-
-    view.set_ready();
-    tracing::info!(node = %edge.config.node.id, region = %edge.config.node.region, "ready");
+    let mut give = threads.giver();
+    let doors = doors.open(&mut give).map_err(StartError::Steer)?;
+    view.set_ready(&doors);
+    tracing::info!(
+        node = %edge.config.node.id,
+        region = %edge.config.node.region,
+        listen = doors.mode(),
+        filter = filter.mode(),
+        "ready"
+    );
+    let accepting = doors.run(give, edge.inventory.ports(), listening.clone());
+    let accepting = background.tasks.spawn_local(accepting);
+    // Whatever nobody else has booked by now is what a node consists of.
+    PROCESS.take_what_is_there();
+    service::ready(&format!("listen {}, filter {}", view.listen_mode(), filter.mode()));
     (lifetime.ready)();
     lifetime.end.cancelled().await;
 
     // === stop, in reverse ===
     tracing::info!(deadline_seconds = drain.as_secs_f64(), "draining");
     view.set_draining();
+    service::stopping();
+    // What goes wrong in a drain is rarely seen otherwise.
+    edge.records.note_anomaly();
+    // What leaked is gone with the process, so it is written down while everything is still held.
+    heapwatch.write_down(Reason::Drain);
     listening.cancel();
     mesh_stop.cancel();
     if accepting.await.is_err() {
@@ -195,7 +322,9 @@ async fn serve(config: Config, lifetime: Lifetime) -> Result<(), StartError> {
     }
     let report = threads.drain(drain).await;
     let left = background.end().await;
-    say_goodbye(&report, left, &edge);
+    drop(watch);
+    say_goodbye(&report, &left, &edge);
+    observers.end(); // last, so that the drain is reported
     Ok(())
 }
 
@@ -203,6 +332,8 @@ async fn serve(config: Config, lifetime: Lifetime) -> Result<(), StartError> {
 /// rather than go on with what it cannot know to be stale.
 struct Background {
     tasks: TaskTracker,
+    /// Names of those that have not ended.
+    alive: Rc<RefCell<Vec<&'static str>>>,
     stop: CancellationToken,
     end_of_node: CancellationToken,
 }
@@ -212,21 +343,23 @@ const BACKGROUND_END: Duration = Duration::from_secs(5);
 
 impl Background {
     fn new(end_of_node: CancellationToken) -> Self {
-        Self { tasks: TaskTracker::new(), stop: CancellationToken::new(), end_of_node }
+        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+        Self { tasks, alive: Rc::default(), stop, end_of_node }
     }
 
     fn export(&self, registry: &Registry) {
-        let (tasks, help) = (self.tasks.clone(), "Tasks that have not ended, by kind.");
-        registry.gauge_read("ferrule_tasks", help, &[("kind", "background")], move || {
-            tasks.len() as f64
-        });
+        let tasks = self.tasks.clone();
+        catalogue::TASKS.gauge_read_in(registry, &["background"], move || tasks.len() as f64);
     }
 
     fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + 'static) {
         let (stop, end_of_node) = (self.stop.clone(), self.end_of_node.clone());
-        let task = self.tasks.spawn_local(task);
+        let task = self.tasks.spawn_local(tagged(memory::charge(name), 0, task));
+        self.alive.borrow_mut().push(name);
+        let alive = self.alive.clone();
         self.tasks.spawn_local(async move {
             let ended = task.await;
+            alive.borrow_mut().retain(|alive| *alive != name);
             if ended.is_err() || !stop.is_cancelled() {
                 tracing::error!(task = name, panicked = ended.is_err(), "a task ended unasked");
                 end_of_node.cancel();
@@ -234,14 +367,22 @@ impl Background {
         });
     }
 
-    /// Asks every task to end, and says how many did not.
-    async fn end(self) -> usize {
+    /// Asks every task to end, and names those that do not.
+    async fn end(self) -> Vec<&'static str> {
         self.stop.cancel();
         self.tasks.close();
-        if tokio::time::timeout(BACKGROUND_END, self.tasks.wait()).await.is_err() {
-            tracing::error!(left = self.tasks.len(), "background tasks do not end");
-        }
-        self.tasks.len()
+        drop(tokio::time::timeout(BACKGROUND_END, self.tasks.wait()).await);
+        self.alive.take()
+    }
+}
+
+/// How often metrics that idle are looked for; one is evicted by so much later than it may be.
+const SWEEP: Duration = Duration::from_secs(60);
+
+/// Evicts metrics of apps that idle.
+async fn sweep(registry: Registry, stop: CancellationToken) {
+    while tokio::time::timeout(SWEEP, stop.cancelled()).await.is_err() {
+        registry.sweep(Instant::now().into_std());
     }
 }
 
@@ -258,9 +399,14 @@ async fn wait_for_source(source: &control::inventory::Status) {
 }
 
 fn build_edge(config: Config, certificates: &Arc<Certificates>) -> Result<Arc<Edge>, StartError> {
-    let registry = Registry::new(config.node.workers, config.limits.metric_labels_max);
+    let metrics = telemetry::metrics::Config {
+        labels_max: config.limits.metric_labels_max,
+        series_max: config.limits.metric_series_max,
+        idle: config.timeouts.metric_idle,
+    };
+    let registry = Registry::open(config.node.workers, metrics, catalogue::ALL);
     telemetry::memory::export(&registry);
-    let ledger = Ledger::new(registry.clone());
+    let ledger = Ledger::of_process(registry.clone());
     let tls = Tls::new(certificates.clone(), &config.limits, &config.timeouts, &registry)
         .map_err(StartError::Tls)?;
     let mesh = match &config.mesh {
@@ -269,9 +415,21 @@ fn build_edge(config: Config, certificates: &Arc<Certificates>) -> Result<Arc<Ed
         }
         None => None,
     };
+    let verbosity = Verbosity::open(&config.telemetry.verbosity, &registry, &ledger);
+    let verbosity = Arc::new(verbosity.map_err(StartError::Keys)?);
+    verbosity::export(&verbosity, &registry);
+    let records = record::Shared::new(
+        config.telemetry.records.clone(),
+        config.node.workers,
+        &registry,
+        &ledger,
+    )
+    .map_err(StartError::Records)?;
     let nodes = Arc::new(Nodes::new(config.mesh.as_ref()));
-    let inventory =
-        Arc::new(Inventory::new(&config.node, nodes.clone(), &config.limits, &registry));
+    let lines_max =
+        config.limits.connections_max.saturating_add(config.limits.requests_in_flight_max);
+    let (node, listen, limits) = (&config.node, &config.listen, &config.limits);
+    let inventory = Arc::new(Inventory::new(node, listen, nodes.clone(), limits, &registry));
     Ok(Arc::new(Edge {
         metrics: Metrics::new(&registry),
         identity: Identity::new(&config.node.region),
@@ -279,6 +437,10 @@ fn build_edge(config: Config, certificates: &Arc<Certificates>) -> Result<Arc<Ed
         connections: Connections::new(config.limits.connections_max),
         mesh_handshakes: Connections::new(config.limits.handshakes_in_flight_max / 4 + 1),
         nodes,
+        records,
+        verbosity,
+        pressure: Pressure::default(),
+        board: Board::new(config.node.workers, lines_max),
         inventory,
         tls,
         mesh,
@@ -288,10 +450,18 @@ fn build_edge(config: Config, certificates: &Arc<Certificates>) -> Result<Arc<Ed
     }))
 }
 
-/// The closing line: what was left, which must be nothing.
-fn say_goodbye(report: &Report, background: usize, edge: &Edge) {
-    let Report { tasks, connections, cut } = report;
+/// The closing lines: what was left, by name, which must be nothing.
+fn say_goodbye(report: &Report, background: &[&'static str], edge: &Edge) {
+    let Report { tasks: of_workers, connections, cut } = report;
     let permits = edge.inventory.permits_in_use();
-    let tasks = tasks + background;
-    tracing::info!(tasks, connections, permits, cut, "stopped");
+    let tasks = of_workers.values().sum::<usize>() + background.len();
+    let lines = edge.board.lines(usize::MAX).len();
+    let sockets = telemetry::process::sockets();
+    tracing::info!(tasks, connections, permits, cut, lines, sockets, "stopped");
+    for (name, count) in of_workers {
+        tracing::error!(name, count, "tasks of workers did not end");
+    }
+    for name in background {
+        tracing::error!(name, "a task of control did not end");
+    }
 }

@@ -10,19 +10,28 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use control::snapshot::{NodeId, Region};
+use ipnet::IpNet;
+use telemetry::budget::Shares;
+use telemetry::heapwatch::Profile;
+use telemetry::sampler::Limit;
+use telemetry::sensitive::Policy;
+use telemetry::{access_log, export, pressure, record, verbosity, watchdog};
 
 /// Everything `edge.toml` says, checked, with paths resolved against the file's folder.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Config {
     pub node: Node,
     pub storage: Storage,
     pub listen: Listen,
+    pub filter: Filter,
     pub inventory: Inventory,
     pub certificates: Certificates,
     /// Absent: the node stands alone and serves only its own instances.
     pub mesh: Option<Mesh>,
     pub limits: Limits,
     pub timeouts: Timeouts,
+    pub telemetry: Telemetry,
+    pub memory: Memory,
     pub admin: Admin,
 }
 
@@ -46,8 +55,13 @@ pub struct Storage {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listen {
     pub mode: ListenMode,
-    /// Shared addresses, each bound once per port in use (bind mode). Default: `0.0.0.0` and `::`.
+    /// Where apps without addresses of their own are served. In bind mode each is bound once per
+    /// port in use; in steer mode they are addresses of the prefixes, and `0.0.0.0` or `::` means
+    /// every address of its family that no app has for itself. Default: `0.0.0.0` and `::`.
     pub addresses: Vec<IpAddr>,
+    /// Anycast prefixes of this edge: steered to the node on all ports, and filtered. At most 256,
+    /// none within another. Default: none.
+    pub prefixes: Vec<IpNet>,
     /// Connections the kernel keeps ready for `accept`. Default: 4096 (the kernel caps it at `somaxconn`).
     pub backlog: u32,
 }
@@ -55,11 +69,48 @@ pub struct Listen {
 /// How connections reach the node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ListenMode {
-    /// The best this machine can do; today that is `Bind`.
+    /// `Steer` when there are prefixes and the kernel lets us, else `Bind`.
     #[default]
     Auto,
+    /// The kernel brings every port of whole prefixes to one group of sockets (`sk_lookup`).
+    Steer,
     /// One socket per address and port in use.
     Bind,
+}
+
+/// `[filter]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Filter {
+    pub mode: FilterMode,
+    /// Where traffic for the prefixes comes in; at most 16. Default: none.
+    pub interfaces: Vec<String>,
+    /// The cgroup (v2) whose sockets the `cgroup` mode guards. Default: the node's own.
+    pub cgroup: Option<PathBuf>,
+    /// A folder on a BPF file system; what is pinned there survives the process.
+    /// Default: `/sys/fs/bpf/ferrule`.
+    pub pins: PathBuf,
+    /// Count what would be dropped, and let it pass. Default: false.
+    pub dry_run: bool,
+    /// One of so many drops is reported with its addresses; 0: none. Default: 100.
+    pub sample_drops_every: u32,
+}
+
+/// Where packets that nobody asked for are dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum FilterMode {
+    /// The first of the following that this machine can do, else after accept.
+    #[default]
+    Auto,
+    /// In the driver, before the kernel has made anything of the packet.
+    Xdp,
+    /// At the same place of the stack for every driver, but later.
+    XdpGeneric,
+    /// At the ingress of the interface, on kernels with tcx.
+    Tcx,
+    /// Before the packet reaches a socket of the cgroup.
+    Cgroup,
+    /// Nowhere: connections that nobody asked for are accepted and closed.
+    Off,
 }
 
 /// `[inventory]`
@@ -150,6 +201,8 @@ pub struct Limits {
     pub hops_max: u32,
     /// Labels a metric may have before `__other__` takes the rest. Default: 1,000.
     pub metric_labels_max: usize,
+    /// Time series that `/metrics` may show before `__other__` takes the rest. Default: 10,000.
+    pub metric_series_max: usize,
 }
 
 /// `[timeouts]`: every place where a peer can stop has one.
@@ -182,8 +235,38 @@ pub struct Timeouts {
     pub upstream_idle: Duration,
     /// Waiting for a permit at the hard limit. Default: 5 s.
     pub queue: Duration,
+    /// A metric of an app that nothing touched; it is not shown until something does. Default: 30 min.
+    pub metric_idle: Duration,
     /// From the wish to stop until what is left is cut. Default: 30 s.
     pub drain: Duration,
+}
+
+/// `[memory]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Memory {
+    /// What memory is held against: bytes, or the cgroup's limit, else the machine's memory. Default:
+    /// `auto`.
+    pub limit: Limit,
+    /// From which share of the limit what is given up.
+    pub pressure: pressure::Config,
+    /// How long a poll may take.
+    pub watchdog: watchdog::Config,
+    /// Whether the heap is watched for leaks. Default: true.
+    pub heapwatch: bool,
+    /// In which scales. Default: production.
+    pub profile: Profile,
+}
+
+/// `[telemetry]`
+#[derive(Debug, Clone, PartialEq)]
+pub struct Telemetry {
+    /// Client text that may be exported and logged. Default: none.
+    pub expose: Policy,
+    pub records: record::Config,
+    pub otlp: export::Config,
+    /// Absent: there is none.
+    pub access_log: Option<access_log::Config>,
+    pub verbosity: verbosity::Config,
 }
 
 /// `[admin]`
@@ -195,7 +278,44 @@ pub struct Admin {
     pub socket: PathBuf,
 }
 
+// === impl Telemetry ===
+
+impl Telemetry {
+    /// What it may hold in all follows from the memory there is; what is written can only be less.
+    pub fn stay_within(&mut self, shares: Shares) {
+        let Shares { total: _, records, export_queue, rings, access_log: _ } = shares;
+        let at_most = |bytes: usize, share: u64| bytes.min(share as usize);
+        self.records.budget_bytes = records as usize;
+        self.otlp.queue_bytes = at_most(self.otlp.queue_bytes, export_queue);
+        self.otlp.ring_bytes = at_most(self.otlp.ring_bytes, rings);
+    }
+
+    /// The defaults of a node with this storage.
+    pub fn in_storage(storage: &Storage) -> Self {
+        let key_file = storage.directory.join(verbosity::KEY_FILE);
+        Self {
+            expose: Policy::none(),
+            records: record::Config::default(),
+            otlp: export::Config::default(),
+            access_log: None,
+            verbosity: verbosity::Config { key_file, ..verbosity::Config::default() },
+        }
+    }
+}
+
 // === impl defaults ===
+
+impl Default for Memory {
+    fn default() -> Self {
+        Self {
+            limit: Limit::default(),
+            pressure: pressure::Config::default(),
+            watchdog: watchdog::Config::default(),
+            heapwatch: true,
+            profile: Profile::Production,
+        }
+    }
+}
 
 impl Default for Storage {
     fn default() -> Self {
@@ -208,7 +328,21 @@ impl Default for Listen {
         Self {
             mode: ListenMode::Auto,
             addresses: vec![Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()],
+            prefixes: Vec::new(),
             backlog: 4096,
+        }
+    }
+}
+
+impl Default for Filter {
+    fn default() -> Self {
+        Self {
+            mode: FilterMode::Auto,
+            interfaces: Vec::new(),
+            cgroup: None,
+            pins: "/sys/fs/bpf/ferrule".into(),
+            dry_run: false,
+            sample_drops_every: 100,
         }
     }
 }
@@ -252,6 +386,7 @@ impl Default for Limits {
             retry_budget_percent: 20,
             hops_max: 2,
             metric_labels_max: 1_000,
+            metric_series_max: 10_000,
         }
     }
 }
@@ -272,6 +407,7 @@ impl Default for Timeouts {
             response_body: Duration::from_secs(60),
             upstream_idle: Duration::from_secs(4),
             queue: Duration::from_secs(5),
+            metric_idle: Duration::from_secs(1800),
             drain: Duration::from_secs(30),
         }
     }

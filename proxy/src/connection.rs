@@ -8,12 +8,16 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use control::snapshot::Handlers;
+use telemetry::heapwatch::{Subsystem, tagged};
+use telemetry::pressure::Level;
+use telemetry::work::{Kind, State};
 use tokio::net::TcpStream;
 
 use crate::copy;
 use crate::downstream::{self, Downstream, From, Transport};
 use crate::edge::ConnectionGuard;
 use crate::error::{Code, Failure};
+use crate::holdings;
 use crate::http::h1::{self, End, Handover};
 use crate::http::h2;
 use crate::http::upgrade::Switched;
@@ -21,6 +25,7 @@ use crate::identify::Route;
 use crate::inventory::{self, Binding};
 use crate::io::rewind::Rewind;
 use crate::io::stream::Stream;
+use crate::limit::HeldTunnel;
 use crate::stack;
 use crate::tcp;
 use crate::tls::{Alpn, PortTls};
@@ -65,18 +70,20 @@ enum Spoken {
 ///
 /// Why it was refused or cut; whoever spawned it counts that.
 pub async fn serve(accepted: Accepted, worker: Rc<Worker>) -> Result<(), Failure> {
-    let (stream, downstream, spoken, _guard) = Box::pin(begin(accepted, &worker)).await?;
+    let (stream, downstream, spoken, _guard) =
+        Box::pin(tagged(Subsystem::Tls, 0, begin(accepted, &worker))).await?;
     let worker = &worker;
     if let Spoken::Raw = spoken {
-        return Box::pin(tcp::serve(stream, &downstream, worker)).await;
+        return tagged(Subsystem::Tcp, 0, Box::pin(tcp::serve(stream, &downstream, worker))).await;
     }
     let service = stack::service(worker, downstream);
     if let Spoken::Http2 = spoken {
         let timeouts = &worker.edge.config.timeouts;
         let settings = h2::Settings::for_clients(&worker.edge.config.limits, timeouts.h2_idle);
-        return Box::pin(h2::serve(stream, service, worker, settings)).await;
+        let serving = Box::pin(h2::serve(stream, service, worker, settings));
+        return tagged(Subsystem::Http2, 0, serving).await;
     }
-    match h1::serve(stream, service, worker).await? {
+    match tagged(Subsystem::Http1, 0, h1::serve(stream, service, worker)).await? {
         End::Closed => Ok(()),
         End::Switched(handover) => Box::pin(tunnel(*handover, worker)).await,
     }
@@ -87,19 +94,27 @@ async fn begin(
     accepted: Accepted,
     worker: &Worker,
 ) -> Result<(Stream, Rc<Downstream>, Spoken, ConnectionGuard), Failure> {
+    let slot = worker.desk.open(Kind::Connection, State::Handshake);
     let Admitted { accepted, binding, handlers } = admit(accepted, worker)?;
     let Accepted { socket, peer, local, guard } = accepted;
     let secured = if handlers.tls {
-        secure(socket, peer, local, &binding, worker).await?
+        tagged(Subsystem::Tls, 0, secure(socket, peer, local, &binding, worker)).await?
     } else {
         Secured { stream: Stream::Tcp(socket), transport: Transport::Clear, alpn: Alpn::None }
     };
     let Secured { stream, transport, alpn } = secured;
-    let downstream = Downstream::new(peer, local, transport, From::Client(binding));
+    let downstream =
+        Downstream::new(peer, local, transport, From::Client(binding), slot, holdings::current());
     // One that is known before its first request counts from here on; on a shared cleartext port
     // the first request tells.
     if let Some(entry) = named_app(&downstream, worker) {
         downstream.belongs_to(&entry)?;
+        // With HTTP each request is asked instead, and told why not.
+        if !handlers.http && worker.edge.pressure.is_at(Level::Shed) && !entry.live.may_have_more()
+        {
+            worker.metrics.pressure.shed.increment();
+            return Err(Code::PL06.into());
+        }
     }
     let spoken = match alpn {
         _ if !handlers.http => Spoken::Raw,
@@ -112,10 +127,12 @@ async fn begin(
 /// What follows a 101.
 async fn tunnel(handover: Handover, worker: &Worker) -> Result<(), Failure> {
     let Handover { stream, early, switched } = handover;
-    let Switched { tunnel, held: _held } = switched;
+    let Switched { tunnel, held } = switched;
+    let held = HeldTunnel::new(held);
     let mut client = Rewind::new(early, stream);
     let idle = worker.edge.config.timeouts.websocket_idle;
-    let copied = copy::both_ways(&mut client, tunnel, worker, idle).await;
+    let copied = copy::both_ways(&mut client, tunnel, worker, idle, &held.moved).await;
+    held.ended(&copied);
     copied.inspect_err(|failure| client.stream().end_after(failure))
 }
 
@@ -126,6 +143,7 @@ async fn tunnel(handover: Handover, worker: &Worker) -> Result<(), Failure> {
 /// As [`serve`].
 pub async fn serve_peer(accepted: Accepted, worker: Rc<Worker>) -> Result<(), Failure> {
     let Accepted { socket, peer, local, guard: _guard } = accepted;
+    let slot = worker.desk.open(Kind::Connection, State::Handshake);
     let edge = worker.edge.clone();
     let Some(mesh) = &edge.mesh else { return Err(Code::PX01.into()) };
     let handshake = edge.mesh_handshakes.admit().map_err(|_| Code::PT10)?;
@@ -136,10 +154,18 @@ pub async fn serve_peer(accepted: Accepted, worker: Rc<Worker>) -> Result<(), Fa
         return Err(Code::PT04.into());
     }
     let transport = Transport::Tls { sni: None };
-    let downstream = Rc::new(Downstream::new(peer, local, transport, From::Peer(node)));
+    let downstream = Rc::new(Downstream::new(
+        peer,
+        local,
+        transport,
+        From::Peer(node),
+        slot,
+        holdings::current(),
+    ));
     let service = stack::service(&worker, downstream);
     let settings = h2::Settings::for_peers(&edge.config.limits);
-    Box::pin(h2::serve(Stream::Tls(stream), service, &worker, settings)).await
+    let serving = Box::pin(h2::serve(Stream::Tls(stream), service, &worker, settings));
+    tagged(Subsystem::Mesh, 0, serving).await
 }
 
 /// Whether anybody wants the connection; decided before any work is spent on it.

@@ -3,18 +3,31 @@
 //! Half-close is kept: the end of one direction is passed on, the other goes on. A direction that
 //! waits holds no buffer; the worker lends one while bytes move.
 
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use telemetry::event;
+use telemetry::record::Record;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::io::poll_read_buf;
 
 use crate::error::{Code, Failure};
 use crate::io::cork::Buffers;
 use crate::worker::Worker;
+
+/// Bytes that a copy has read so far, of each side; to be asked at any time, even of a copy that was
+/// cut.
+#[derive(Default)]
+pub struct Moved {
+    up: Cell<u64>,
+    down: Cell<u64>,
+    /// Where every chunk is noted, if it is verbose.
+    record: Option<Record>,
+}
 
 /// Copies between `client` and `instance` until both directions have ended.
 ///
@@ -28,14 +41,15 @@ pub async fn both_ways<A, B>(
     mut instance: B,
     worker: &Worker,
     idle: Duration,
+    moved: &Moved,
 ) -> Result<(), Failure>
 where
     A: AsyncRead + AsyncWrite + Unpin,
     B: AsyncRead + AsyncWrite + Unpin,
 {
     let alarm = worker.alarms.alarm();
-    let mut up = Direction::new(&worker.buffers);
-    let mut down = Direction::new(&worker.buffers);
+    let mut up = Direction::new(&worker.buffers, moved, Way::Up);
+    let mut down = Direction::new(&worker.buffers, moved, Way::Down);
     let mut seen = 0;
     poll_fn(|cx| {
         let upward = up.poll_copy(client, &mut instance, cx).map_err(|broken| match broken {
@@ -54,11 +68,11 @@ where
             return Poll::Ready(Err(Code::PL05.into()));
         }
         if alarm.is_due() {
-            let moved = up.moved + down.moved;
-            if moved == seen {
+            let total = moved.up() + moved.down();
+            if total == seen {
                 return Poll::Ready(Err(Code::PP06.into()));
             }
-            seen = moved;
+            seen = total;
             alarm.disarm();
         }
         alarm.arm_once(idle, cx);
@@ -73,7 +87,16 @@ struct Direction<'b> {
     buffer: Vec<u8>,
     start: usize,
     state: State,
-    moved: u64,
+    moved: &'b Moved,
+    way: Way,
+}
+
+#[derive(Clone, Copy)]
+enum Way {
+    /// To the instance.
+    Up,
+    /// To the client.
+    Down,
 }
 
 #[derive(PartialEq, Eq)]
@@ -93,11 +116,44 @@ enum Broken {
     Sink(io::Error),
 }
 
+// === impl Moved ===
+
+impl Moved {
+    /// Notes in `record` what is moved, if that is verbose.
+    pub fn noted(record: Option<Record>) -> Self {
+        Self { record, ..Self::default() }
+    }
+
+    /// Bytes the client sent.
+    pub fn up(&self) -> u64 {
+        self.up.get()
+    }
+
+    /// Bytes the instance sent.
+    pub fn down(&self) -> u64 {
+        self.down.get()
+    }
+
+    fn add(&self, way: Way, bytes: u64) {
+        let sum = match way {
+            Way::Up => &self.up,
+            Way::Down => &self.down,
+        };
+        sum.set(sum.get() + bytes);
+        if let Some(record) = self.record.as_ref().filter(|record| record.is_verbose()) {
+            match way {
+                Way::Up => event!(record, TRACE, "request chunk", bytes = bytes),
+                Way::Down => event!(record, TRACE, "response chunk", bytes = bytes),
+            }
+        }
+    }
+}
+
 // === impl Direction ===
 
 impl<'b> Direction<'b> {
-    fn new(buffers: &'b Buffers) -> Self {
-        Self { buffers, buffer: Vec::new(), start: 0, state: State::Open, moved: 0 }
+    fn new(buffers: &'b Buffers, moved: &'b Moved, way: Way) -> Self {
+        Self { buffers, buffer: Vec::new(), start: 0, state: State::Open, moved, way }
     }
 
     fn poll_copy<R, W>(
@@ -156,10 +212,11 @@ impl<'b> Direction<'b> {
         self.start = 0;
         match poll_read_buf(Pin::new(from), cx, &mut self.buffer) {
             Poll::Ready(Ok(read)) => {
-                self.moved += read as u64;
                 if read == 0 {
                     self.state = State::Ending;
                     self.give_back();
+                } else {
+                    self.moved.add(self.way, read as u64);
                 }
                 Poll::Ready(Ok(()))
             }

@@ -7,12 +7,16 @@
 mod attempt;
 mod upgrading;
 
+use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use futures_util::future::LocalBoxFuture;
 use http::header::{HeaderMap, HeaderValue, LOCATION};
-use http::{Response, StatusCode, request};
+use http::{Request, Response, StatusCode, request};
+use telemetry::record::{Record, report};
+use telemetry::work::State;
+use telemetry::{event, site};
 use tokio::time::Instant;
 
 use crate::balance::{self, Assignment, Tried};
@@ -21,9 +25,11 @@ use crate::error::{Code, FERRULE_ERROR, Failure, Retry};
 use crate::http::forward;
 use crate::identify::layer::Identified;
 use crate::identify::{Origin, mesh};
+use crate::inventory::{Candidate, Place};
 use crate::limit::{Held, HeldBody};
-use crate::upstream::Refused;
+use crate::trace::{self, Trace};
 use crate::upstream::retry::Replay;
+use crate::upstream::{Refused, Target};
 use crate::worker::Worker;
 
 /// Answers identified requests from instances.
@@ -97,6 +103,9 @@ fn redirect(identified: &Identified) -> Option<Response<Body>> {
     *response.status_mut() = StatusCode::MOVED_PERMANENTLY;
     response.headers_mut().insert(LOCATION, HeaderValue::try_from(location).ok()?);
     forward::sign_response(response.headers_mut(), id);
+    if let Some(trace) = identified.held.trace.as_ref().filter(|trace| trace.is_wanted()) {
+        response.headers_mut().insert(trace::TRACE_ID, Trace::id(&trace.record));
+    }
     Some(response)
 }
 
@@ -116,21 +125,26 @@ impl Exchange<'_> {
     }
 
     async fn request(&mut self) -> Result<Response<Body>, Failure> {
-        let (head, body) = self.take_request();
-        let replay = Replay::new(body, self.worker.edge.config.limits.replay_bytes_max);
+        let (mut head, body) = self.take_request();
+        // Each attempt puts its own there; a copy of a head has no room for one more field.
+        head.headers.insert(trace::TRACEPARENT, HeaderValue::from_static(""));
+        let record = self.record();
+        let replay_max = self.worker.edge.config.limits.replay_bytes_max;
+        let replay = Replay::new(body, replay_max, record.clone());
         self.worker.count_request(Instant::now());
         // The original is kept for a next attempt and given away with the last.
         let mut original = Some(head);
         let mut last = None;
         loop {
             // That nobody is left says less than what the last one did.
-            let assignment = self.assign().await.map_err(|nobody| last.take().unwrap_or(nobody))?;
+            let assigned = record.spanned(site!("balance"), pin!(self.assign())).await;
+            let assignment = assigned.map_err(|nobody| last.take().unwrap_or(nobody))?;
             let Some(head) = self.take_head(&mut original, &replay) else {
                 return Err(Code::PX01.into());
             };
             let Some(body) = replay.attempt() else { return Err(Code::PX01.into()) };
             let (target, request) = self.prepare(head, &assignment, body)?;
-            let failure = match self.worker.upstreams.send(&target, request).await {
+            let failure = match self.send(&record, &target, request, &assignment).await {
                 Ok(response) => match self.accept(response, assignment) {
                     Ok(response) => return Ok(response),
                     Err(refused) => refused,
@@ -145,20 +159,65 @@ impl Exchange<'_> {
             if !self.may_retry(head, &replay, &failure) {
                 return Err(failure);
             }
-            self.worker.metrics.count(&failure);
+            self.worker.count(&failure);
             self.worker.metrics.retries.increment();
+            event!(record, WARN, "retry", code = failure.code.as_str());
             last = Some(failure);
         }
     }
 
+    /// One attempt, in a span that the next node or the instance continues.
+    async fn send(
+        &self,
+        record: &Record,
+        target: &Target,
+        mut request: Request<Body>,
+        assignment: &Assignment,
+    ) -> Result<Response<Body>, Refused> {
+        self.waits_for(State::Upstream);
+        let instance = &assignment.candidate.instance;
+        trace::note_attempt(record, self.attempts, instance);
+        // Pinned here, since the span would move it, and it is large.
+        let sent = pin!(async {
+            // In here the current span is this attempt's.
+            request.headers_mut().insert(trace::TRACEPARENT, Trace::context(record));
+            let sent = self.worker.upstreams.send(target, request).await;
+            match &sent {
+                Ok(response) => {
+                    event!(record, "answered", status = u64::from(response.status().as_u16()));
+                }
+                Err(refused) => {
+                    event!(record, WARN, "failed", code = refused.failure.code.as_str());
+                    record.fail_span();
+                }
+            }
+            sent
+        });
+        trace::attempt(record, self.attempts, instance, sent).await
+    }
+
+    /// What is written down of this request.
+    fn record(&self) -> Record {
+        let trace = self.request.held.trace.as_ref();
+        trace.expect("a request keeps its record until it is answered").record.clone()
+    }
+
     /// The request itself; what is left of it in here is what is known of it.
     fn take_request(&mut self) -> (request::Parts, Body) {
-        let nothing = http::Request::new(Body::Empty);
+        let nothing = Request::new(Body::Empty);
         std::mem::replace(&mut self.request.request, nothing).into_parts()
+    }
+
+    /// Says so on the list of what is going on.
+    fn waits_for(&self, state: State) {
+        if let Some(live) = &self.request.held.live {
+            live.slot.enter(state);
+        }
     }
 
     async fn assign(&mut self) -> Result<Assignment, Failure> {
         self.attempts += 1;
+        self.waits_for(State::Permit);
         let edge = &self.worker.edge;
         let route = &self.request.identity.route;
         let named;
@@ -226,8 +285,11 @@ impl Exchange<'_> {
             }
         } else {
             // Only nodes say these; an instance that does could have its request sent twice.
-            for name in [mesh::REFUSED, mesh::FAILED, FERRULE_ERROR] {
-                response.headers_mut().remove(name);
+            // Looking at the names is cheaper than asking the map three times for what is rare.
+            if response.headers().keys().any(|name| name.as_str().starts_with("ferrule-")) {
+                for name in [mesh::REFUSED, mesh::FAILED, FERRULE_ERROR] {
+                    response.headers_mut().remove(name);
+                }
             }
         }
         if response.status().is_server_error() {
@@ -236,6 +298,7 @@ impl Exchange<'_> {
             assignment.answered(now);
         }
         self.finish_head(&mut response);
+        self.waits_for(State::Response);
         let held = std::mem::take(&mut self.request.held);
         let held = Held { permit: Some(assignment.into_permit()), ..held };
         Ok(response.map(|body| Body::boxed(HeldBody::new(body, held))))
@@ -250,17 +313,52 @@ impl Exchange<'_> {
         let app = &identity.route.entry.app;
         let version = response.version();
         match identity.origin {
-            Origin::Client => forward::rewrite_response(
-                response.headers_mut(),
-                version,
-                identity.route.http(),
-                app.compat,
-                id,
-            ),
+            Origin::Client => {
+                forward::rewrite_response(
+                    response.headers_mut(),
+                    version,
+                    identity.route.http(),
+                    app.compat,
+                    id,
+                );
+                if let Some(trace) =
+                    self.request.held.trace.as_ref().filter(|trace| trace.is_wanted())
+                {
+                    response.headers_mut().insert(trace::TRACE_ID, Trace::id(&trace.record));
+                    if let Some(report) = self.report(trace) {
+                        response.headers_mut().insert(trace::TRACE_REPORT, report);
+                    }
+                }
+            }
             Origin::Peer { .. } => forward::strip_response(response.headers_mut()),
         }
         // The version of a hop is not the client's.
         *response.version_mut() = http::Version::HTTP_11;
+    }
+
+    /// What the client is told of its request, if its token asks for that.
+    fn report(&self, trace: &Trace) -> Option<HeaderValue> {
+        if !trace.is_reported() {
+            return None;
+        }
+        let route = &self.request.identity.route;
+        let candidate = |candidate: &Candidate| {
+            let rtt = match &candidate.place {
+                Place::Remote(node) => node.measured_rtt(),
+                Place::Local | Place::Unknown => None,
+            };
+            let load = candidate.load(route.service).map_or(0, |load| load.in_flight().into());
+            (candidate.instance.node.shared(), rtt, load)
+        };
+        let candidates: Vec<_> = route.entry.candidates.iter().map(|it| candidate(it)).collect();
+        let candidates: Vec<_> = candidates
+            .iter()
+            .map(|(node, rtt, load)| report::Candidate { node, rtt: *rtt, load: *load })
+            .collect();
+        let node = &self.worker.edge.config.node;
+        let record = trace.record.so_far();
+        let report = report::compact(node.id.as_str(), node.region.as_str(), &record, &candidates);
+        HeaderValue::try_from(report).ok()
     }
 
     /// An instance that cannot be reached is not asked twice; one that closed a connection that
@@ -296,7 +394,7 @@ fn told_by_peer(headers: &HeaderMap) -> Option<Failure> {
 }
 
 fn copy(head: &request::Parts) -> request::Parts {
-    let (mut copy, ()) = http::Request::new(()).into_parts();
+    let (mut copy, ()) = Request::new(()).into_parts();
     copy.method = head.method.clone();
     copy.uri = head.uri.clone();
     copy.version = head.version;

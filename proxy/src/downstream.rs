@@ -1,11 +1,14 @@
 //! What is known of a client's connection before its first request; shared by all of them.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
 use std::sync::Arc;
 
+use crate::holdings::Holdings;
 use control::snapshot::{AppName, NodeId};
 use http::HeaderValue;
+use telemetry::work::{Desk, Kind, Slot, State};
 
 use crate::error::Failure;
 use crate::inventory::{self, Binding, Entry};
@@ -20,8 +23,19 @@ pub struct Downstream {
     pub from: From,
     /// Ready-made values of the forwarding headers.
     pub forwarded: Forwarded,
+    /// What it waits for, for whoever asks.
+    pub slot: Slot,
+    holdings: Rc<Holdings>,
+    /// Requests that have begun and not ended.
+    requests: Cell<u32>,
     /// The app it counts for.
     app: RefCell<Option<Counted>>,
+}
+
+/// A request of a connection on the list of what is going on, until dropped.
+pub struct Live {
+    pub slot: Slot,
+    downstream: Rc<Downstream>,
 }
 
 struct Counted {
@@ -53,7 +67,15 @@ pub struct Forwarded {
 // === impl Downstream ===
 
 impl Downstream {
-    pub fn new(peer: SocketAddr, local: SocketAddr, transport: Transport, from: From) -> Self {
+    pub fn new(
+        peer: SocketAddr,
+        local: SocketAddr,
+        transport: Transport,
+        from: From,
+        slot: Slot,
+        holdings: Rc<Holdings>,
+    ) -> Self {
+        slot.enter(State::Idle);
         let text = |value: String| {
             HeaderValue::from_maybe_shared(bytes::Bytes::from(value))
                 .expect("addresses and numbers are visible ASCII")
@@ -62,7 +84,17 @@ impl Downstream {
             client_ip: text(canonical(peer.ip()).to_string()),
             port: text(local.port().to_string()),
         };
-        Self { peer, local, transport, from, forwarded, app: RefCell::default() }
+        let (requests, app) = (Cell::new(0), RefCell::default());
+        Self { peer, local, transport, from, forwarded, slot, holdings, requests, app }
+    }
+
+    /// Lists one more request.
+    pub fn begin_request(self: &Rc<Self>, desk: &Desk) -> Live {
+        let before = self.requests.replace(self.requests.get() + 1);
+        if before == 0 {
+            self.slot.enter(State::Serving);
+        }
+        Live { slot: desk.open(Kind::Request, State::Identify), downstream: self.clone() }
     }
 
     /// Counts this connection for the app of `entry`, and no longer for another one.
@@ -76,6 +108,8 @@ impl Downstream {
             return Ok(());
         }
         let guard = entry.live.connect()?;
+        self.slot.belongs_to(entry.live.id());
+        self.holdings.belong_to(&entry.live);
         *counted = Some(Counted { app: entry.app.name.clone(), _guard: guard });
         Ok(())
     }
@@ -90,6 +124,22 @@ impl Downstream {
             Transport::Clear => None,
         }
     }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        let requests = &self.downstream.requests;
+        requests.set(requests.get() - 1);
+        if requests.get() == 0 {
+            self.downstream.slot.enter(State::Idle);
+        }
+    }
+}
+
+/// A line on no list, for what is tried outside a worker.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn unlisted() -> Slot {
+    telemetry::work::Board::new(1, 0).desk(0).open(Kind::Connection, State::Handshake)
 }
 
 /// An IPv4 client of a dual-stack socket is an IPv4 client.

@@ -5,6 +5,10 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use telemetry::ledger::Ledger;
 use telemetry::metrics::Registry;
+use telemetry::pressure::Pressure;
+use telemetry::record;
+use telemetry::verbosity::Verbosity;
+use telemetry::work::Board;
 
 use crate::balance::node::NodeLimits;
 use crate::config::Config;
@@ -20,6 +24,14 @@ pub struct Edge {
     pub config: Config,
     pub registry: Registry,
     pub ledger: Ledger,
+    /// What the workers' recorders share.
+    pub records: Arc<record::Shared>,
+    /// Which requests are written down in full detail.
+    pub verbosity: Arc<Verbosity>,
+    /// How short memory is.
+    pub pressure: Pressure,
+    /// What every connection and request waits for.
+    pub board: Arc<Board>,
     pub metrics: Metrics,
     pub identity: Identity,
     pub nodes: Arc<Nodes>,
@@ -32,7 +44,8 @@ pub struct Edge {
     pub mesh: Option<Arc<MeshTls>>,
 }
 
-/// Counts the client connections of this node against its bound.
+/// Counts the client connections of this node against its bound. Cloning shares the count.
+#[derive(Clone)]
 pub struct Connections {
     open: Arc<AtomicU32>,
     max: u32,

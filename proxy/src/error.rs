@@ -140,6 +140,8 @@ codes! {
     PL04 Upstream SERVICE_UNAVAILABLE "The app has too many connections on this node: spread them or raise the limit.";
     /// The node is draining.
     PL05 Edge SERVICE_UNAVAILABLE "This node is shutting down: connect again.";
+    /// Memory is short, and the app holds more of it than its share.
+    PL06 Edge SERVICE_UNAVAILABLE "This node is short of memory, and the app's clients hold more than their share: try again.";
     /// The request is malformed or ambiguous.
     PP02 Downstream BAD_REQUEST "The request is malformed or ambiguous: check the client.";
     /// The request target is too long.
@@ -178,7 +180,17 @@ impl Code {
                 | Self::PL02
                 | Self::PL03
                 | Self::PL05
+                | Self::PL06
         )
+    }
+
+    /// Whether it says that something is wrong with this node, or on its way to others, rather than
+    /// with one client or app: requests nearby may show what.
+    ///
+    /// What peers tell each other is not among them: it is how views that disagree are settled.
+    /// Neither is the end of a drain, which is noted when it begins.
+    pub const fn is_anomaly(self) -> bool {
+        matches!(self, Self::PT10 | Self::PU03 | Self::PL03 | Self::PL06 | Self::PX01)
     }
 
     /// The code written as `name`.

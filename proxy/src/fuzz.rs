@@ -12,6 +12,7 @@ mod heads;
 mod frames;
 mod hello;
 mod files;
+mod token;
 
 pub use answers::answer;
 pub use files::{app_file, config_file};
@@ -19,6 +20,7 @@ pub use frames::meter;
 pub use heads::{authority, fields};
 pub use hello::{client_hello, node_certificate};
 pub use requests::{screen, smuggle};
+pub use token::trace_token;
 
 /// Calls `show` with `bytes` cut in many ways: at once, into pieces of one size, and in two at
 /// every place (in a long input, around its line ends only).
@@ -88,7 +90,7 @@ mod tests {
 
     replays! {
         screen smuggle answer authority fields meter client_hello node_certificate app_file
-        config_file
+        config_file trace_token
     }
 
     #[test]

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use control::snapshot::{AppName, Check, InstanceId};
+use telemetry::ledger::scope::HEALTH;
 use tokio::sync::Semaphore;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep};
@@ -151,7 +152,9 @@ impl Checks {
             index,
             permits: self.permits.clone(),
         });
-        let tasks = probers.map(|prober| self.tasks.spawn(prober.run())).collect();
+        let tasks = probers
+            .map(|prober| HEALTH.task(prober.run(), |task| self.tasks.spawn(task)))
+            .collect();
         Subject { target, checks: checks.to_vec(), load: load.clone(), tasks }
     }
 }

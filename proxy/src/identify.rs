@@ -50,6 +50,8 @@ pub mod mesh {
     pub const PORT: HeaderName = HeaderName::from_static("ferrule-mesh-port");
     pub const INSTANCE: HeaderName = HeaderName::from_static("ferrule-mesh-instance");
     pub const HOPS: HeaderName = HeaderName::from_static("ferrule-mesh-hops");
+    /// The request is to be written down in full detail here, too.
+    pub const VERBOSE: HeaderName = HeaderName::from_static("ferrule-mesh-verbose");
     /// In an answer: nothing of the request reached an instance, try elsewhere; the value is the
     /// code.
     pub const REFUSED: HeaderName = HeaderName::from_static("ferrule-mesh-refused");

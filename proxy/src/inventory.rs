@@ -9,6 +9,7 @@ mod build;
 mod live;
 mod names;
 mod ports;
+mod shared;
 mod table;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,6 +31,7 @@ pub use live::{AppLive, ConnectionGuard, State};
 use names::{AllEdits, Names, names};
 pub use ports::PortsInUse;
 use ports::{Claims, SharedPort, SharedPorts};
+pub use shared::SharedAddresses;
 use table::Table;
 
 /// Every app this node knows.
@@ -37,6 +39,7 @@ pub struct Inventory {
     own: NodeId,
     region: Region,
     nodes: Arc<Nodes>,
+    shared_addresses: SharedAddresses,
     app_connections_max: u32,
     queue_length_max: u32,
 
@@ -106,6 +109,7 @@ pub enum Binding {
 impl Inventory {
     pub fn new(
         own: &config::Node,
+        listen: &config::Listen,
         nodes: Arc<Nodes>,
         limits: &config::Limits,
         registry: &Registry,
@@ -114,6 +118,7 @@ impl Inventory {
             own: own.id.clone(),
             region: own.region.clone(),
             nodes,
+            shared_addresses: SharedAddresses::new(&listen.addresses),
             app_connections_max: limits.app_connections_max,
             queue_length_max: limits.queue_length_max,
             by_name: Table::new(),
@@ -146,8 +151,13 @@ impl Inventory {
     /// What a connection to (local address, port) meets.
     pub fn binding(&self, address: IpAddr, port: u16) -> Option<Binding> {
         // A socket for `::` reports IPv4 addresses as mapped.
-        if let Some(entry) = self.by_address.get(&address.to_canonical()) {
+        let address = address.to_canonical();
+        if let Some(entry) = self.by_address.get(&address) {
             return Binding::dedicated(entry, port);
+        }
+        // Steering brings connections to every address of the prefixes, shared or nobody's.
+        if !self.shared_addresses.contain(address) {
+            return None;
         }
         match self.shared.load().at(port)? {
             SharedPort::Http { tls } => {
@@ -166,6 +176,12 @@ impl Inventory {
     /// Every app, in no particular order. Copies the whole list: not for requests.
     pub fn entries(&self) -> Vec<Arc<Entry>> {
         self.by_name.all()
+    }
+
+    /// The app that [`AppLive::id`] numbers so. Looks at every app: not for requests.
+    pub fn name_of(&self, id: u32) -> Option<String> {
+        let entry = self.entries().into_iter().find(|entry| entry.live.id() == id)?;
+        Some(entry.app.name.to_string())
     }
 
     /// Permits held at all instances; at rest it is zero.

@@ -15,11 +15,17 @@ pub mod downstream;
 pub mod tls;
 pub mod http;
 pub mod stack;
+#[cfg(feature = "leaky-layer")]
+pub mod leaky;
+#[cfg(feature = "seeded-leaks")]
+pub mod seeded;
 pub mod answer;
 pub mod admission;
+pub mod trace;
 pub mod identify;
 pub mod dispatch;
 pub mod limit;
+pub mod holdings;
 pub mod balance;
 pub mod health;
 pub mod upstream;
@@ -29,6 +35,7 @@ pub mod body;
 pub mod error;
 pub mod edge;
 pub mod inventory;
+pub mod filter;
 pub mod nodes;
 pub mod probe;
 pub mod io;

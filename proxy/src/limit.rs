@@ -8,12 +8,16 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
+use telemetry::event;
 
 use crate::balance::node::RequestGuard;
 use crate::balance::permit::Permit;
 use crate::body::Body;
+use crate::copy::Moved;
+use crate::downstream::Live;
 use crate::error::Failure;
 use crate::metrics::InFlight;
+use crate::trace::Trace;
 
 /// The guards of one request.
 #[derive(Default)]
@@ -22,6 +26,10 @@ pub struct Held {
     pub node: Option<RequestGuard>,
     /// The instance's.
     pub permit: Option<Permit>,
+    /// Its line on the list of what is going on.
+    pub live: Option<Live>,
+    /// What is written down of it; the last to go, so that all that ends before is in it.
+    pub trace: Option<Trace>,
     /// Counts the request for its app until it ends.
     pub in_flight: Option<InFlight>,
 }
@@ -30,11 +38,74 @@ pub struct Held {
 pub struct HeldBody {
     body: Body,
     held: Option<Held>,
+    /// Bytes that went to the client.
+    sent: u64,
 }
+
+/// The guards of a request that has become a tunnel, or of a raw connection, until its last byte.
+pub struct HeldTunnel {
+    held: Held,
+    pub moved: Moved,
+}
+
+// === impl HeldTunnel ===
+
+impl HeldTunnel {
+    pub fn new(held: Held) -> Self {
+        let record = held.trace.as_ref().map(|trace| trace.record.clone());
+        Self { held, moved: Moved::noted(record) }
+    }
+
+    /// Notes how the copy ended.
+    pub fn ended(&self, copied: &Result<(), Failure>) {
+        if let (Err(failure), Some(trace)) = (copied, &self.held.trace) {
+            trace.record.wide(|wide| wide.error = Some(failure.code.as_str()));
+        }
+    }
+}
+
+impl Drop for HeldTunnel {
+    fn drop(&mut self) {
+        if let Some(trace) = &self.held.trace {
+            let (up, down) = (self.moved.up(), self.moved.down());
+            trace.record.wide(|wide| (wide.request_bytes, wide.response_bytes) = (up, down));
+        }
+    }
+}
+
+// === impl HeldBody ===
 
 impl HeldBody {
     pub fn new(body: Body, held: Held) -> Self {
-        Self { body, held: Some(held) }
+        Self { body, held: Some(held), sent: 0 }
+    }
+
+    /// The body has ended, or is given up: so has the request.
+    fn let_go(&mut self) {
+        let Some(held) = self.held.take() else { return };
+        if let Some(trace) = &held.trace {
+            trace.record.wide(|wide| wide.response_bytes = self.sent);
+        }
+    }
+
+    fn note(&mut self, frame: &Frame<Bytes>) {
+        let Some(bytes) = frame.data_ref() else { return };
+        self.sent += bytes.len() as u64;
+        let Some(Held { trace: Some(trace), .. }) = &self.held else { return };
+        if trace.record.is_verbose() {
+            event!(trace.record, TRACE, "response chunk", bytes = bytes.len() as u64);
+        }
+    }
+
+    fn fail(&self, failure: &Failure) {
+        let Some(Held { trace: Some(trace), .. }) = &self.held else { return };
+        trace.record.wide(|wide| wide.error = Some(failure.code.as_str()));
+    }
+}
+
+impl Drop for HeldBody {
+    fn drop(&mut self) {
+        self.let_go();
     }
 }
 
@@ -46,10 +117,19 @@ impl http_body::Body for HeldBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
-        let frame = Pin::new(&mut self.body).poll_frame(cx);
+        let this = &mut *self;
+        let trace = this.held.as_ref().and_then(|held| held.trace.as_ref());
+        let entered = trace.map(Trace::enter);
+        let frame = Pin::new(&mut this.body).poll_frame(cx);
+        drop(entered);
+        match &frame {
+            Poll::Ready(Some(Ok(frame))) => this.note(frame),
+            Poll::Ready(Some(Err(failure))) => this.fail(failure),
+            Poll::Ready(None) | Poll::Pending => {}
+        }
         // The end of the body is the end of the request, even if the body is kept for a while.
         if matches!(frame, Poll::Ready(None | Some(Err(_)))) {
-            self.held = None;
+            this.let_go();
         }
         frame
     }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use telemetry::error::chain;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
@@ -39,7 +40,7 @@ async fn probe(node: Arc<Node>, mesh: Arc<MeshTls>) {
     loop {
         let Err(failure) = measure(&node, &mesh).await;
         if node.is_reachable() {
-            tracing::warn!(node = %node.id, "node does not answer: {failure:?}");
+            tracing::warn!(node = %node.id, "node does not answer: {}", chain(&failure));
             pause = PAUSE_MIN;
         }
         node.set_reachable(false);

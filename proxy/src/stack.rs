@@ -14,7 +14,14 @@ use crate::worker::Worker;
 
 /// Builds the service of one connection; it lives as long as the connection does.
 pub fn service(worker: &Rc<Worker>, downstream: Rc<Downstream>) -> impl RequestService {
-    ServiceBuilder::new()
+    let layers = ServiceBuilder::new();
+    // What the memory tests must find; never in `ferrule`.
+    #[cfg(feature = "leaky-layer")]
+    let layers = layers.layer(crate::leaky::LeakLayer::new());
+    // What the watch over the heap must find; never in `ferrule`.
+    #[cfg(feature = "seeded-leaks")]
+    let layers = layers.layer(crate::seeded::SeededLayer::new(&worker.connections));
+    layers
         // Every request gets an id and an answer, and this is the only place where a failure
         // becomes a response.
         .layer(AnswerLayer::new(worker.clone(), downstream))

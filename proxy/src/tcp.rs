@@ -1,6 +1,8 @@
 //! A raw TCP service, in cleartext or behind TLS: one instance, bytes both ways.
 
 use http::Request;
+use telemetry::work::State;
+use telemetry::{event, site};
 use tokio::io::AsyncWriteExt as _;
 use tokio::time::Instant;
 
@@ -12,6 +14,8 @@ use crate::identify::{Route, mesh};
 use crate::inventory::{Binding, Place};
 use crate::io::proxy_protocol;
 use crate::io::stream::Stream;
+use crate::limit::{Held, HeldTunnel};
+use crate::trace::{self, Trace};
 use crate::upstream::{Target, Transport, Tunnel};
 use crate::worker::Worker;
 
@@ -29,23 +33,52 @@ pub async fn serve(
         return Err(Code::PX01.into()); // only such bindings are raw
     };
     let route = Route::find(entry, downstream.local.port()).ok_or(Code::PE01)?;
-    let connected = connect(&route, downstream, worker).await;
-    let (mut tunnel, assignment) = match connected {
+    downstream.slot.enter(State::Upstream);
+    let trace = begin(&route, downstream, worker);
+    let record = trace.record.clone();
+    let connected = record.scope(connect(&route, downstream, &trace, worker)).await;
+    record.wide(|wide| wide.head_after = Some(record.elapsed()));
+    drop(record);
+    let (tunnel, assignment) = match connected {
         Ok(connected) => connected,
         Err(failure) => {
+            trace.record.wide(|wide| wide.error = Some(failure.code.as_str()));
             // There is no way to say why in raw TCP; a clean end is better than none.
             drop(stream.shutdown().await);
             return Err(failure);
         }
     };
-    let _permit = assignment.into_permit();
+    downstream.slot.enter(State::Tunnel);
+    let permit = Some(assignment.into_permit());
+    let held = HeldTunnel::new(Held { permit, trace: Some(trace), ..Held::default() });
+    let copied = copy(&mut stream, tunnel, &route, downstream, worker, &held).await;
+    held.ended(&copied);
+    copied.inspect_err(|failure| stream.end_after(failure))
+}
+
+/// The record of the connection.
+fn begin(route: &Route, downstream: &Downstream, worker: &Worker) -> Trace {
+    let record = trace::begin_raw(worker, downstream);
+    let app = &route.entry.app.name;
+    record.wide(|wide| wide.app = Some(app.shared()));
+    downstream.slot.traced(record.trace().0);
+    Trace::raw(record, app.as_str(), downstream, worker)
+}
+
+async fn copy(
+    stream: &mut Stream,
+    mut tunnel: Tunnel,
+    route: &Route,
+    downstream: &Downstream,
+    worker: &Worker,
+    held: &HeldTunnel,
+) -> Result<(), Failure> {
     if let Some(version) = route.port().handlers.proxy_protocol {
         let header = proxy_protocol::header(version, downstream.peer, downstream.local);
         tunnel.write_all(&header).await.map_err(|error| Failure::new(Code::PC03).because(error))?;
     }
     let idle = worker.edge.config.timeouts.tcp_idle;
-    let copied = copy::both_ways(&mut stream, tunnel, worker, idle).await;
-    copied.inspect_err(|failure| stream.end_after(failure))
+    copy::both_ways(stream, tunnel, worker, idle, &held.moved).await
 }
 
 /// A tunnel to some instance; nothing of the client's has been sent, so every failure may be tried
@@ -53,23 +86,23 @@ pub async fn serve(
 async fn connect(
     route: &Route,
     downstream: &Downstream,
+    trace: &Trace,
     worker: &Worker,
 ) -> Result<(Tunnel, Assignment), Failure> {
+    let record = &trace.record;
     let edge = &worker.edge;
     let mut tried = Tried::default();
     let mut attempts = 0;
     loop {
         attempts += 1;
-        let assignment = balance::assign(
-            &route.entry,
-            route.service,
-            &tried,
-            Origin::Client,
-            edge.config.timeouts.queue,
-            &worker.rng,
-        )
-        .await?;
-        let failure = match attempt(route, downstream, worker, &assignment).await {
+        let patience = edge.config.timeouts.queue;
+        let (entry, service) = (&route.entry, route.service);
+        let assign = balance::assign(entry, service, &tried, Origin::Client, patience, &worker.rng);
+        let assignment = record.spanned(site!("balance"), assign).await?;
+        let instance = &assignment.candidate.instance;
+        trace::note_attempt(record, attempts, instance);
+        let sent = attempt(route, downstream, trace, worker, &assignment);
+        let failure = match trace::attempt(record, attempts, instance, sent).await {
             Ok(tunnel) => {
                 assignment.answered(Instant::now());
                 return Ok((tunnel, assignment));
@@ -88,14 +121,16 @@ async fn connect(
         if !again {
             return Err(failure);
         }
-        worker.metrics.count(&failure);
+        worker.count(&failure);
         worker.metrics.retries.increment();
+        event!(record, WARN, "retry", code = failure.code.as_str());
     }
 }
 
 async fn attempt(
     route: &Route,
     downstream: &Downstream,
+    trace: &Trace,
     worker: &Worker,
     assignment: &Assignment,
 ) -> Result<Tunnel, Failure> {
@@ -111,12 +146,22 @@ async fn attempt(
         Place::Unknown => return Err(Code::PX01.into()), // never assigned
     };
     let app = route.entry.app.name.as_str();
-    let head = Request::connect(format!("{app}:{}", downstream.local.port()))
+    // In here the current span is this attempt's.
+    let record = &trace.record;
+    let mut head = Request::connect(format!("{app}:{}", downstream.local.port()))
         .header(mesh::APP, app)
         .header(mesh::PORT, downstream.forwarded.port.clone())
         .header(mesh::INSTANCE, instance.id.as_str())
         .header(mesh::HOPS, "0")
-        .body(())
-        .map_err(|error| Failure::new(Code::PX01).because(error))?;
-    worker.upstreams.connect(&target, head).await
+        .header(trace::TRACEPARENT, Trace::context(record));
+    if trace.is_wanted() {
+        head = head.header(mesh::VERBOSE, "1");
+    }
+    let head = head.body(()).map_err(|error| Failure::new(Code::PX01).because(error))?;
+    let connected = worker.upstreams.connect(&target, head).await;
+    if let Err(failure) = &connected {
+        event!(record, WARN, "failed", code = failure.code.as_str());
+        record.fail_span();
+    }
+    connected
 }

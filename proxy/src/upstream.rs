@@ -25,7 +25,9 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use h2::ext::Protocol;
 use http::{Method, Request, Response};
+use telemetry::error::chain;
 use telemetry::ledger::Ledger;
+use telemetry::ledger::scope::CONNECTIONS;
 use telemetry::metrics::Registry;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
@@ -297,6 +299,11 @@ impl Upstreams {
         }
     }
 
+    /// Closes the half of the pool that was used longest ago: memory is becoming short.
+    pub fn halve_idle(&self) {
+        self.pool.halve();
+    }
+
     /// Closes what nobody uses: under pressure.
     pub fn close_idle(&self) {
         self.pool.clear();
@@ -321,6 +328,8 @@ impl Upstreams {
             let now = Instant::now();
             self.pool.sweep(now);
             self.connections.sweep(now);
+            // Everything that this thread does is for connections.
+            CONNECTIONS.take_what_is_there();
         }
     }
 }
@@ -330,9 +339,15 @@ fn declined(head: &http::response::Parts) -> Failure {
     let code = head.headers.get(FERRULE_ERROR).and_then(|told| Code::parse(told.as_bytes()));
     let retry = match code {
         // It did not even look for a permit, or found none: any other node may do better.
-        Some(Code::PR02 | Code::PR04 | Code::PL01 | Code::PL02 | Code::PL03 | Code::PL05) => {
-            Retry::Unsent
-        }
+        Some(
+            Code::PR02
+            | Code::PR04
+            | Code::PL01
+            | Code::PL02
+            | Code::PL03
+            | Code::PL05
+            | Code::PL06,
+        ) => Retry::Unsent,
         _ => Retry::Never,
     };
     Failure::new(code.unwrap_or(Code::PU02)).retry(retry)
@@ -343,7 +358,7 @@ fn declined(head: &http::response::Parts) -> Failure {
 impl fmt::Debug for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let unsent = if self.unsent.is_some() { " (unsent)" } else { "" };
-        write!(f, "{:?}{unsent}", self.failure)
+        write!(f, "{}{unsent}", chain(&self.failure))
     }
 }
 

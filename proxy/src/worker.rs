@@ -8,6 +8,11 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
 use slab::Slab;
+use telemetry::heapwatch::{Subsystem, tagged};
+use telemetry::ledger::scope::WORKERS;
+use telemetry::pressure::Level;
+use telemetry::record::Recorder;
+use telemetry::work::Desk;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
@@ -15,6 +20,8 @@ use tokio_util::task::TaskTracker;
 use crate::alarm::Alarms;
 use crate::balance::rng::Rng;
 use crate::edge::Edge;
+use crate::error::Failure;
+use crate::holdings::{self, Holdings};
 use crate::io::cork::Buffers;
 use crate::metrics::Metrics;
 use crate::upstream::Upstreams;
@@ -30,17 +37,43 @@ pub struct Worker {
     pub upstreams: Rc<Upstreams>,
     retries: RefCell<RetryBudget>,
     pub rng: Rng,
+    /// Where requests are written down.
+    pub recorder: Recorder,
+    /// Where connections and requests say what they wait for.
+    pub desk: Desk,
+    /// Where the tasks of connections book what they allocate.
+    pub holdings: Rc<holdings::Desk>,
     /// Owns every connection.
     pub connections: TaskTracker,
     /// Owns every HTTP/2 stream of those connections.
     pub streams: TaskTracker,
-    /// For when a drain runs out of time.
-    aborts: RefCell<Slab<AbortHandle>>,
+    /// For when a drain runs out of time, or memory does.
+    aborts: RefCell<Slab<Abort>>,
     phase: Cell<Phase>,
+}
+
+/// A task that can be ended from outside.
+struct Abort {
+    of: Of,
+    task: AbortHandle,
+    holdings: Rc<Holdings>,
+    /// It was told to end, and the runtime has not come to that yet.
+    is_ending: Cell<bool>,
+}
+
+/// What a task is of.
+#[derive(Clone, Copy)]
+enum Of {
+    Connection,
+    /// Of another node's connection.
+    Stream,
 }
 
 /// Retries that are allowed however few requests there are.
 const RETRIES_PER_SECOND_MIN: u32 = 10;
+
+/// Ending a connection that holds less helps nobody.
+const RESET_BYTES_MIN: u64 = 64 * 1024;
 
 /// How far the worker is on its way out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -55,9 +88,13 @@ pub enum Phase {
 // === impl Worker ===
 
 impl Worker {
-    pub fn new(edge: Arc<Edge>, upstreams: impl FnOnce(&Buffers) -> Rc<Upstreams>) -> Rc<Self> {
+    pub fn new(
+        index: usize,
+        edge: Arc<Edge>,
+        upstreams: impl FnOnce(&Buffers) -> Rc<Upstreams>,
+    ) -> Rc<Self> {
         let buffers = Buffers::default();
-        Rc::new_cyclic(|this| Self {
+        let worker = Rc::new_cyclic(|this| Self {
             this: this.clone(),
             metrics: edge.metrics.clone(),
             alarms: Alarms::new(),
@@ -69,17 +106,31 @@ impl Worker {
                 Instant::now(),
             )),
             rng: Rng::new(),
+            recorder: Recorder::new(&edge.records, index),
+            desk: edge.board.desk(index),
+            holdings: holdings::Desk::new(),
             connections: TaskTracker::new(),
             streams: TaskTracker::new(),
             aborts: RefCell::default(),
             phase: Cell::new(Phase::Serving),
             edge,
-        })
+        });
+        WORKERS.take_what_is_there();
+        worker
     }
 
     /// This worker, for what outlives the borrow.
     pub fn this(&self) -> Rc<Self> {
         self.this.upgrade().expect("a worker is only reached through its Rc")
+    }
+
+    /// Counts one failure. One that is this node's own is rare and tells of more than itself, so what
+    /// ends near it is recorded too.
+    pub fn count(&self, failure: &Failure) {
+        self.metrics.count(failure);
+        if failure.code.is_anomaly() {
+            self.edge.records.note_anomaly();
+        }
     }
 
     /// A request came: the budget for retries grows with them.
@@ -96,28 +147,104 @@ impl Worker {
         self.phase.get()
     }
 
+    /// Whether connections that have nothing to do should go soon.
+    pub fn is_short_of_memory(&self) -> bool {
+        self.edge.pressure.is_at(Level::Close)
+    }
+
+    /// Whether the task that is being polled should read nothing more for its client: memory is nearly
+    /// gone, and its app holds more than its share. What grows by 5 % of the limit between two resets
+    /// would not be stopped by them.
+    pub fn withholds(&self) -> bool {
+        self.edge.pressure.is_at(Level::Reset) && holdings::current().is_fair_game()
+    }
+
+    /// Does what entering `level` asks of this worker.
+    pub fn give_way(&self, level: Level) {
+        match level {
+            Level::Trim => self.upstreams.halve_idle(),
+            Level::Close => {
+                self.upstreams.close_idle();
+                self.alarms.wake_all(); // who is idle looks, and goes
+            }
+            // Requests and acceptors read the level themselves; the largest are named one by one.
+            Level::Calm | Level::Shed | Level::Refuse | Level::Reset => {}
+        }
+    }
+
     pub fn is_stopping(&self) -> bool {
         self.phase.get() == Phase::Stopping
     }
 
     /// Spawns a connection that this worker owns.
     pub fn spawn_connection(&self, connection: impl Future<Output = ()> + 'static) {
-        let entry = Rc::new(Cell::new(usize::MAX));
-        let (worker, own) = (self.this(), entry.clone());
         self.metrics.connection_tasks.add(1);
-        let task = self.connections.spawn_local(async move {
-            let forget = Forget { worker, own };
-            connection.await;
-            drop(forget);
-        });
+        let listed = Listed { worker: self.this(), of: Of::Connection, own: Cell::new(None) };
+        self.spawn_listed(&self.connections, listed, connection);
+    }
+
+    /// Spawns a stream of the client's connection whose task is running: what it holds, the
+    /// connection holds.
+    pub fn spawn_stream(&self, stream: impl Future<Output = ()> + 'static) {
+        let stream = tagged(Subsystem::Http2, 0, stream);
+        let stream = self.holdings.book(holdings::current(), stream);
+        self.holdings.unbooked(|| self.streams.spawn_local(stream));
+    }
+
+    /// Spawns a stream of another node's connection, which answers for itself: the connection is
+    /// everybody's.
+    pub fn spawn_peer_stream(&self, stream: impl Future<Output = ()> + 'static) {
+        let listed = Listed { worker: self.this(), of: Of::Stream, own: Cell::new(None) };
+        self.holdings.unbooked(|| self.spawn_listed(&self.streams, listed, stream));
+    }
+
+    fn spawn_listed(
+        &self,
+        tracker: &TaskTracker,
+        listed: Listed,
+        task: impl Future<Output = ()> + 'static,
+    ) {
+        let holdings = Rc::<Holdings>::default();
+        let (of, listed) = (listed.of, Rc::new(listed));
+        let own = listed.clone();
+        let task = async move {
+            task.await;
+            drop(listed);
+        };
+        let task = tracker.spawn_local(self.holdings.book(holdings.clone(), task));
         // The task has not run yet: it runs on this thread.
-        entry.set(self.aborts.borrow_mut().insert(task.abort_handle()));
+        let abort = Abort { of, task: task.abort_handle(), holdings, is_ending: Cell::new(false) };
+        own.own.set(Some(self.aborts.borrow_mut().insert(abort)));
+    }
+
+    /// Ends the connection that holds most, or the stream of a node's, if that is worth it. One whose
+    /// app holds no more than its share is spared, however large.
+    pub fn reset_largest(&self) {
+        let aborts = self.aborts.borrow();
+        let largest = aborts
+            .iter()
+            .map(|(_, abort)| abort)
+            .filter(|abort| abort.holdings.bytes() >= RESET_BYTES_MIN)
+            .filter(|abort| !abort.is_ending.get() && abort.holdings.is_fair_game())
+            .max_by_key(|abort| abort.holdings.bytes());
+        if let Some(Abort { of, task, holdings, is_ending }) = largest {
+            is_ending.set(true);
+            let what = match of {
+                Of::Connection => "connection",
+                Of::Stream => "stream of a node",
+            };
+            tracing::warn!(bytes = holdings.bytes(), what, "memory is nearly gone: reset");
+            self.metrics.pressure.reset.increment();
+            task.abort();
+        }
     }
 
     /// Ends every connection where it is.
     pub fn abort_connections(&self) {
-        for (_, task) in &*self.aborts.borrow() {
-            task.abort();
+        for (_, abort) in &*self.aborts.borrow() {
+            if let Of::Connection = abort.of {
+                abort.task.abort(); // streams notice
+            }
         }
     }
 
@@ -130,18 +257,21 @@ impl Worker {
     }
 }
 
-/// Takes a connection off the list of what could be aborted.
-struct Forget {
+/// Something on the list of what could be aborted, until dropped.
+struct Listed {
     worker: Rc<Worker>,
-    own: Rc<Cell<usize>>,
+    of: Of,
+    own: Cell<Option<usize>>,
 }
 
-impl Drop for Forget {
+impl Drop for Listed {
     fn drop(&mut self) {
-        self.worker.metrics.connection_tasks.add(-1);
+        if let Of::Connection = self.of {
+            self.worker.metrics.connection_tasks.add(-1);
+        }
         // An abort drops the task later, from the runtime, so the list is not borrowed here.
-        if let Ok(mut aborts) = self.worker.aborts.try_borrow_mut() {
-            aborts.try_remove(self.own.get());
+        if let (Some(own), Ok(mut aborts)) = (self.own.get(), self.worker.aborts.try_borrow_mut()) {
+            aborts.try_remove(own);
         }
     }
 }

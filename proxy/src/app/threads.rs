@@ -1,5 +1,6 @@
 //! The worker threads: started together, told to listen, drained together.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -7,8 +8,12 @@ use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use telemetry::pressure::Level;
+use telemetry::record::Recorder;
+use telemetry::watchdog::{self, capture};
 use tokio::runtime::LocalOptions;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -21,7 +26,14 @@ use crate::worker::{Phase, Worker};
 /// Every worker thread of a node.
 pub(super) struct Threads {
     threads: Vec<Thread>,
+    watched: Vec<watchdog::Thread>,
     next: Arc<AtomicUsize>,
+}
+
+/// A way to all workers for when memory is short; it outlives none of them.
+#[derive(Clone)]
+pub(super) struct Remote {
+    commands: Arc<[mpsc::UnboundedSender<Command>]>,
 }
 
 struct Thread {
@@ -29,20 +41,31 @@ struct Thread {
     handle: JoinHandle<Option<Report>>,
 }
 
-/// What control tells a worker. Unbounded, for only control sends: one for each socket, one drain.
+/// What control tells a worker. Unbounded, for only control and the watch send: one for each socket,
+/// a few while memory is short, one drain.
 enum Command {
     Listen(Listening),
-    Drain { timeout: Duration },
+    /// Memory is short.
+    GiveWay(Level),
+    /// Memory is nearly gone: end the connection that holds most.
+    ResetLargest,
+    Drain {
+        timeout: Duration,
+    },
 }
 
 /// What was left when a worker, or all of them, ended.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(super) struct Report {
-    pub(super) tasks: usize,
+    /// Tasks that did not end, by what they are of.
+    pub(super) tasks: BTreeMap<&'static str, usize>,
     pub(super) connections: usize,
     /// Connections that the deadline ended.
     pub(super) cut: usize,
 }
+
+/// Lines in the log about what one worker cuts.
+const CUT_LINES_MAX: usize = 20;
 
 /// After the deadline, how long what was cut may take to let go.
 const LET_GO: Duration = Duration::from_secs(2);
@@ -60,15 +83,34 @@ impl Threads {
             .unzip();
         let workers: Arc<[Peer]> = peers.into();
         let mut threads = Vec::with_capacity(count);
+        let (shows, shown) = std::sync::mpsc::channel();
         for (own, placed) in placed.into_iter().enumerate() {
             let (commands, receiver) = mpsc::unbounded_channel();
             let placement = Placement { own, workers: workers.clone() };
             let edge = edge.clone();
-            let run = move || run(own, edge, receiver, placed, placement);
+            let shows = shows.clone();
+            let run = move || run(own, edge, receiver, placed, placement, &shows);
             let handle = thread::Builder::new().name(format!("worker-{own}")).spawn(run)?;
             threads.push(Thread { commands, handle });
         }
-        Ok(Self { threads, next: Arc::default() })
+        drop(shows);
+        // One that cannot start shows nothing; the others' order is theirs.
+        let mut watched: Vec<(usize, watchdog::Thread)> = shown.into_iter().take(count).collect();
+        if watched.len() < count {
+            return Err(io::Error::other("it has no runtime"));
+        }
+        watched.sort_by_key(|(own, _)| *own);
+        let watched = watched.into_iter().map(|(_, watched)| watched).collect();
+        Ok(Self { threads, watched, next: Arc::default() })
+    }
+
+    /// What each worker shows, in order; once.
+    pub(super) fn watched(&mut self) -> Vec<watchdog::Thread> {
+        std::mem::take(&mut self.watched)
+    }
+
+    pub(super) fn remote(&self) -> Remote {
+        Remote { commands: self.threads.iter().map(|thread| thread.commands.clone()).collect() }
     }
 
     /// Gives a socket to the next worker in turn.
@@ -100,19 +142,52 @@ impl Threads {
             let report = self.threads.into_iter().fold(Report::default(), |sum, thread| {
                 let report = thread.handle.join().ok().flatten().unwrap_or_else(|| {
                     tracing::error!("a worker ended by a panic");
-                    Report { tasks: 1, ..Report::default() }
+                    Report::of_task("worker")
                 });
-                Report {
-                    tasks: sum.tasks + report.tasks,
-                    connections: sum.connections + report.connections,
-                    cut: sum.cut + report.cut,
-                }
+                sum.and(report)
             });
             sender.send(report).ok(); // nobody waits if the runtime is gone
         });
         match (join, receiver.await) {
             (Ok(_), Ok(report)) => report,
-            _ => Report { tasks: 1, ..Report::default() },
+            _ => Report::of_task("join"),
+        }
+    }
+}
+
+// === impl Report ===
+
+impl Report {
+    fn of_task(name: &'static str) -> Self {
+        Self { tasks: BTreeMap::from([(name, 1)]), ..Self::default() }
+    }
+
+    fn and(mut self, other: Self) -> Self {
+        for (name, count) in other.tasks {
+            *self.tasks.entry(name).or_default() += count;
+        }
+        self.connections += other.connections;
+        self.cut += other.cut;
+        self
+    }
+}
+
+// === impl Remote ===
+
+impl Remote {
+    /// Tells every worker that `level` was entered.
+    pub(super) fn give_way(&self, level: Level) {
+        self.tell(|| Command::GiveWay(level));
+    }
+
+    /// Asks every worker to end the connection that holds most of its memory.
+    pub(super) fn reset_largest(&self) {
+        self.tell(|| Command::ResetLargest);
+    }
+
+    fn tell(&self, command: impl Fn() -> Command) {
+        for commands in &*self.commands {
+            drop(commands.send(command())); // one that has ended holds nothing
         }
     }
 }
@@ -124,6 +199,7 @@ fn run(
     commands: mpsc::UnboundedReceiver<Command>,
     placed: mpsc::Receiver<Placed>,
     placement: Placement,
+    shows: &std::sync::mpsc::Sender<(usize, watchdog::Thread)>,
 ) -> Option<Report> {
     telemetry::shard::claim(index);
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -131,10 +207,15 @@ fn run(
         .build_local(LocalOptions::default())
         .inspect_err(|error| tracing::error!("a worker has no runtime: {error}"))
         .ok()?;
-    Some(runtime.block_on(serve(edge, commands, placed, placement)))
+    let thread = capture::Thread::current();
+    let name = format!("worker-{index}");
+    let watched = watchdog::Thread { name, runtime: runtime.metrics(), thread };
+    drop(shows.send((index, watched)));
+    Some(runtime.block_on(serve(index, edge, commands, placed, placement)))
 }
 
 async fn serve(
+    index: usize,
     edge: Arc<Edge>,
     mut commands: mpsc::UnboundedReceiver<Command>,
     placed: mpsc::Receiver<Placed>,
@@ -146,7 +227,7 @@ async fn serve(
         let timeout = edge.config.timeouts.connect;
         Arc::new(Dialer { mesh, timeout }) as Arc<dyn MeshConnect>
     });
-    let worker = Worker::new(edge.clone(), |buffers| {
+    let worker = Worker::new(index, edge.clone(), |buffers| {
         Upstreams::new(
             &edge.config.limits,
             &edge.config.timeouts,
@@ -167,24 +248,30 @@ async fn serve(
         let (upstreams, stop) = (worker.upstreams.clone(), stop.clone());
         keepers.spawn_local(async move { upstreams.sweep(stop).await });
     }
+    keepers.spawn_local(until(stop.clone(), sweep_records(worker.recorder.clone())));
 
-    let timeout = loop {
-        match commands.recv().await {
-            Some(Command::Listen(listening)) => {
-                acceptors.spawn_local(listener::accept(
-                    listening,
-                    worker.clone(),
-                    placement.clone(),
-                ));
-            }
-            Some(Command::Drain { timeout }) => break timeout,
-            None => break Duration::ZERO, // control is gone
+    let listen = |listening| {
+        acceptors.spawn_local(listener::accept(listening, worker.clone(), placement.clone()));
+    };
+    // Without control there is nothing to wait for.
+    let timeout = obey(&mut commands, &worker, listen).await.unwrap_or(Duration::ZERO);
+
+    let cut = {
+        let drained = async {
+            acceptors.close();
+            acceptors.wait().await;
+            drain(index, &worker, timeout).await
+        };
+        // Memory can run out in a drain as well.
+        let obeying = async {
+            while obey(&mut commands, &worker, drop).await.is_some() {}
+            std::future::pending().await
+        };
+        tokio::select! {
+            cut = drained => cut,
+            cut = obeying => cut,
         }
     };
-
-    acceptors.close();
-    acceptors.wait().await;
-    let cut = drain(&worker, timeout).await;
     worker.upstreams.close_idle();
     stop.cancel();
     for tracker in [&worker.streams, &keepers, &upstream_tasks] {
@@ -192,12 +279,36 @@ async fn serve(
         // What does not end is in the report.
         drop(tokio::time::timeout(LET_GO, tracker.wait()).await);
     }
-    let tasks = acceptors.len() + keepers.len() + worker.streams.len() + upstream_tasks.len();
+    let tasks = [
+        ("acceptor", &acceptors),
+        ("keeper", &keepers),
+        ("stream", &worker.streams),
+        ("upstream", &upstream_tasks),
+    ];
+    let left = tasks.into_iter().filter(|(_, tasks)| !tasks.is_empty());
+    let tasks = left.map(|(name, tasks)| (name, tasks.len())).collect();
     Report { tasks, connections: worker.connections.len(), cut }
 }
 
+/// Does what control and the watch ask for, until that is to drain, for at most so long; `None` when
+/// control is gone.
+async fn obey(
+    commands: &mut mpsc::UnboundedReceiver<Command>,
+    worker: &Worker,
+    mut listen: impl FnMut(Listening),
+) -> Option<Duration> {
+    loop {
+        match commands.recv().await? {
+            Command::Listen(listening) => listen(listening),
+            Command::GiveWay(level) => worker.give_way(level),
+            Command::ResetLargest => worker.reset_largest(),
+            Command::Drain { timeout } => return Some(timeout),
+        }
+    }
+}
+
 /// Finishes what began; at the deadline, what is left is cut. Says how many that were.
-async fn drain(worker: &Rc<Worker>, timeout: Duration) -> usize {
+async fn drain(index: usize, worker: &Rc<Worker>, timeout: Duration) -> usize {
     worker.enter(Phase::Draining);
     worker.upstreams.drain();
     worker.connections.close();
@@ -205,10 +316,43 @@ async fn drain(worker: &Rc<Worker>, timeout: Duration) -> usize {
         return 0;
     }
     let cut = worker.connections.len();
+    tell_who_is_cut(index, &worker.edge);
     worker.enter(Phase::Stopping);
     worker.abort_connections();
     drop(tokio::time::timeout(LET_GO, worker.connections.wait()).await);
     cut
+}
+
+/// Names what the deadline ends: who waits for what, and for how long; the longest wait first.
+fn tell_who_is_cut(index: usize, edge: &Edge) {
+    let lines = edge.board.lines(usize::MAX);
+    let mut lines = lines.iter().filter(|line| line.worker == index);
+    for line in lines.by_ref().take(CUT_LINES_MAX) {
+        let app = line.app.and_then(|id| edge.inventory.name_of(id));
+        tracing::warn!(
+            kind = line.kind.as_str(),
+            app = app.as_deref().unwrap_or("-"),
+            state = line.state.as_str(),
+            waiting_seconds = line.waiting.as_secs_f64(),
+            age_seconds = line.age.as_secs_f64(),
+            trace = %format_args!("{:032x}", line.trace),
+            "cut at the deadline"
+        );
+    }
+    let more = lines.count();
+    if more > 0 {
+        tracing::warn!(more, "cut at the deadline as well");
+    }
+}
+
+/// Cuts the records of what has been open for long.
+async fn sweep_records(recorder: Recorder) {
+    let mut ticks = tokio::time::interval(Duration::from_secs(1));
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        recorder.sweep(recorder.now());
+    }
 }
 
 async fn until(stop: CancellationToken, task: impl Future<Output = ()>) {

@@ -1,27 +1,61 @@
 //! What the node says of itself: the data plane's state as the admin pages show it.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 
 use serde_json::json;
-use telemetry::ledger::Unit;
+use telemetry::black_box::Report;
+use telemetry::heapwatch::{self, Heapwatch, Query};
+use telemetry::ledger::{self, Unit};
+use telemetry::metrics::Format;
+use telemetry::pressure::Level;
+use telemetry::sampler::Readings;
 use tokio::time::Instant;
 
-use crate::admin::status::{Memory, Peer, Quarantined};
+use super::doors::Doors;
+use super::observe::Observers;
+use crate::admin::requests::Requests;
+use crate::admin::status::{Memory, Peer, Pressure, Quarantined};
 use crate::admin::{Status, View, inventory as pages};
 use crate::balance::load::Millis;
-use crate::config::ListenMode;
 use crate::edge::Edge;
+use crate::filter::Filter;
 use crate::inventory::{Candidate, Entry, Place, State};
+use crate::metrics::catalogue;
 use crate::tls::Certificates;
 
 /// A running node as its admin pages see it.
 pub(super) struct NodeView {
-    edge: Arc<Edge>,
+    pub(super) edge: Arc<Edge>,
+    pub(super) observers: Arc<Observers>,
     source: Arc<control::inventory::Status>,
     certificates: Arc<Certificates>,
+    filter: Arc<Filter>,
+    heapwatch: Heapwatch,
+    /// Known once the node is ready.
+    listening: OnceLock<Listening>,
+    last_exit: Option<Arc<Report>>,
+    readings: Option<Arc<Readings>>,
     started: Instant,
     phase: AtomicU8,
+}
+
+/// How clients get in.
+struct Listening {
+    mode: &'static str,
+    reason: Option<String>,
+}
+
+/// What the node is made of, beside what its workers share.
+pub(super) struct Parts {
+    pub(super) observers: Arc<Observers>,
+    pub(super) source: Arc<control::inventory::Status>,
+    pub(super) certificates: Arc<Certificates>,
+    pub(super) filter: Arc<Filter>,
+    pub(super) heapwatch: Heapwatch,
+    pub(super) last_exit: Option<Arc<Report>>,
+    pub(super) readings: Option<Arc<Readings>>,
+    pub(super) started: Instant,
 }
 
 const STARTING: u8 = 0;
@@ -34,39 +68,53 @@ const FIRST_GENERATION: u64 = 1;
 // === impl NodeView ===
 
 impl NodeView {
-    pub(super) fn new(
-        edge: &Arc<Edge>,
-        source: Arc<control::inventory::Status>,
-        certificates: Arc<Certificates>,
-        started: Instant,
-    ) -> Self {
+    pub(super) fn new(edge: &Arc<Edge>, parts: Parts) -> Self {
+        let Parts {
+            observers,
+            source,
+            certificates,
+            filter,
+            heapwatch,
+            last_exit,
+            readings,
+            started,
+        } = parts;
         let registry = &edge.registry;
-        registry.gauge_read(
-            "ferrule_generation",
-            "Rises with every process that took over.",
-            &[],
-            || FIRST_GENERATION as f64,
-        );
+        catalogue::GENERATION.gauge_read_in(registry, &[], || FIRST_GENERATION as f64);
         let age = source.clone();
-        let help = "Time since the inventory was last known to be complete.";
-        registry.gauge_read("ferrule_inventory_age_seconds", help, &[], move || {
+        catalogue::INVENTORY_AGE.gauge_read_in(registry, &[], move || {
             age.age().map_or(f64::NAN, |age| age.as_secs_f64())
         });
         let errors = source.clone();
-        let help = "Changes of the inventory that could not be written to the catalog.";
-        registry.gauge_read("ferrule_catalog_errors", help, &[], move || {
-            errors.catalog_errors() as f64
-        });
+        catalogue::CATALOG_ERRORS.counter_read_in(registry, &[], move || errors.catalog_errors());
         let quarantined = source.clone();
-        let help = "App files and apps that were refused; their last good version stays.";
-        registry.gauge_read("ferrule_inventory_quarantined", help, &[], move || {
-            quarantined.quarantined_total() as f64
-        });
-        Self { edge: edge.clone(), source, certificates, started, phase: AtomicU8::new(STARTING) }
+        catalogue::INVENTORY_QUARANTINED
+            .gauge_read_in(registry, &[], move || quarantined.quarantined_total() as f64);
+        Self {
+            edge: edge.clone(),
+            observers,
+            source,
+            certificates,
+            filter,
+            heapwatch,
+            listening: OnceLock::new(),
+            last_exit,
+            readings,
+            started,
+            phase: AtomicU8::new(STARTING),
+        }
     }
 
-    pub(super) fn set_ready(&self) {
+    pub(super) fn set_ready(&self, doors: &Doors) {
+        let (mode, reason) = (doors.mode(), doors.reason().map(str::to_owned));
+        let listening = self.listening.get_or_init(|| Listening { mode, reason });
+        catalogue::LISTEN_MODE.gauge_read_in(&self.edge.registry, &[listening.mode], || 1.0);
         self.phase.store(READY, Relaxed);
+    }
+
+    /// How clients get in, once the node is ready.
+    pub(super) fn listen_mode(&self) -> &'static str {
+        self.listening.get().map_or("none", |listening| listening.mode)
     }
 
     pub(super) fn set_draining(&self) {
@@ -77,6 +125,7 @@ impl NodeView {
 impl View for NodeView {
     fn ready(&self) -> Result<(), String> {
         match self.phase.load(Relaxed) {
+            READY if self.edge.pressure.is_at(Level::Refuse) => Err("short of memory".to_owned()),
             READY => Ok(()),
             DRAINING => Err("draining".to_owned()),
             _ => Err("starting".to_owned()),
@@ -86,6 +135,7 @@ impl View for NodeView {
     fn status(&self) -> Status {
         let edge = &self.edge;
         let source = &self.source;
+        let listening = self.listening.get();
         let entries = edge.inventory.entries();
         Status {
             pid: std::process::id(),
@@ -96,10 +146,10 @@ impl View for NodeView {
             ready: self.ready().is_ok(),
             not_ready_reason: self.ready().err(),
             draining: self.phase.load(Relaxed) == DRAINING,
-            filter_mode: ebpf_filter::MODE.to_owned(),
-            listen_mode: match edge.config.listen.mode {
-                ListenMode::Auto | ListenMode::Bind => "bind".to_owned(),
-            },
+            filter_mode: self.filter.mode().to_owned(),
+            filter_reasons: self.filter.reasons().to_vec(),
+            listen_mode: self.listen_mode().to_owned(),
+            listen_reason: listening.and_then(|listening| listening.reason.clone()),
             inventory_age_seconds: source.age().map(|age| age.as_secs_f64()),
             uptime_seconds: self.started.elapsed().as_secs_f64(),
             apps: entries.len() as u64,
@@ -108,6 +158,11 @@ impl View for NodeView {
             requests_in_flight: u64::from(edge.requests.in_flight()),
             permits_in_use: edge.inventory.permits_in_use(),
             memory: Memory::read(),
+            pressure: self.readings.as_ref().map(|readings| Pressure {
+                level: edge.pressure.level().as_str().to_owned(),
+                used: readings.used(),
+                limit: readings.limit(),
+            }),
             quarantined: source
                 .quarantined()
                 .iter()
@@ -136,12 +191,18 @@ impl View for NodeView {
         json!(pages::Inventory { apps })
     }
 
-    fn metrics(&self) -> String {
+    fn metrics(&self, format: Format) -> String {
+        self.filter.export();
         self.edge.ledger.read(); // moves the high-water marks
-        self.edge.registry.render()
+        self.edge.registry.render_as(format)
+    }
+
+    fn filter(&self) -> serde_json::Value {
+        json!(self.filter.page())
     }
 
     fn memory(&self) -> serde_json::Value {
+        self.filter.export();
         let ledger: Vec<_> = self
             .edge
             .ledger
@@ -152,17 +213,34 @@ impl View for NodeView {
                     "owner": line.name,
                     "unit": match line.unit { Unit::Bytes => "bytes", Unit::Entries => "entries" },
                     "current": line.current,
+                    "bytes": line.bytes,
                     "high": line.high,
                     "cap": line.cap,
                     "drops": line.drops,
+                    "place": match line.place { ledger::Place::Heap => "heap", ledger::Place::Outside => "outside" },
                 })
             })
             .collect();
         json!({ "ledger": ledger, "memory": Memory::read() })
     }
 
+    fn requests(&self) -> serde_json::Value {
+        let entries = self.edge.inventory.entries();
+        let name = |entry: &Arc<Entry>| (entry.live.id(), entry.app.name.to_string());
+        let apps = entries.iter().map(name).collect();
+        json!(Requests::read(&self.edge.board, &apps))
+    }
+
+    fn heap(&self, query: &Query) -> heapwatch::Report {
+        self.heapwatch.report(query)
+    }
+
     fn certificates(&self) -> serde_json::Value {
         json!(pages::Certificates::from(self.certificates.list()))
+    }
+
+    fn last_exit(&self) -> Option<Arc<Report>> {
+        self.last_exit.clone()
     }
 }
 

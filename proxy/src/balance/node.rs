@@ -8,6 +8,7 @@ use telemetry::metrics::Registry;
 
 use crate::config;
 use crate::error::{Code, Failure};
+use crate::metrics::catalogue;
 
 /// Limits of the node that are not any app's. Cloning shares them.
 #[derive(Clone)]
@@ -27,10 +28,8 @@ impl NodeLimits {
     pub fn new(limits: &config::Limits, registry: &Registry) -> Self {
         let requests_in_flight = Arc::<CachePadded<AtomicU32>>::default();
         let read = requests_in_flight.clone();
-        let help = "Requests between their head and the last byte of the answer.";
-        registry.gauge_read("ferrule_requests_in_flight", help, &[], move || {
-            f64::from(read.load(Relaxed))
-        });
+        catalogue::REQUESTS_IN_FLIGHT
+            .gauge_read_in(registry, &[], move || f64::from(read.load(Relaxed)));
         Self { requests_in_flight, requests_in_flight_max: limits.requests_in_flight_max }
     }
 

@@ -17,6 +17,7 @@ use super::Tried;
 use super::permit::Permit;
 use crate::error::{Code, Failure};
 use crate::inventory::AppLive;
+use crate::metrics::catalogue;
 
 /// The queue of one app and service, shared by all workers.
 pub struct Queue {
@@ -174,10 +175,8 @@ impl Drop for Place {
 
 impl Metrics {
     pub fn new(registry: &Registry) -> Self {
-        let help = "Requests and connections that count against a limit of an instance.";
-        let permits = registry.gauge("ferrule_permits_in_use", help, &[]);
-        let help = "Requests that wait for a permit.";
-        let waiting = registry.gauge("ferrule_queue_length", help, &[]);
+        let permits = catalogue::PERMITS.gauge_in(registry, &[]);
+        let waiting = catalogue::QUEUE.gauge_in(registry, &[]);
         Self { permits, waiting }
     }
 }

@@ -4,21 +4,26 @@
 //! understood but does nothing yet is in `inert.rs`.
 
 mod bounds;
+mod filter;
 mod inert;
+mod listen;
 mod mesh;
+mod telemetry;
 mod values;
 
 use std::fs::File;
 use std::io::{self, Read as _};
-use std::net::IpAddr;
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::thread::available_parallelism;
+use std::time::Duration;
 
-use control::document::{Document, Problem, Table};
+use ::telemetry::heapwatch::Profile;
+use ::telemetry::sampler::Limit;
+use control::document::{Bare, Document, Problem, Table};
 use control::names;
 
-use super::{Admin, Certificates, Config, Inventory, Listen, ListenMode, Node, Storage};
+use super::{Admin, Certificates, Config, Inventory, Memory, Node, Storage};
 
 /// Nobody writes such a file by hand; a wrong path (a log, a device) ends here and not in memory.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
@@ -73,20 +78,33 @@ pub(crate) fn parse(path: &Path, text: &str) -> Result<(Config, Vec<Problem>), V
 fn config(mut root: Table<'_>, folder: &Path) -> Option<Config> {
     let node = node(root.table("node"));
     let storage = storage(root.table("storage"));
-    let listen = listen(root.table("listen"));
+    let (listen, prefixes) = listen::read(root.table("listen"));
+    let filter = filter::read(root.table("filter"), &listen);
     let inventory = inventory(root.table("inventory"), folder);
     let certificates = certificates(root.table("certificates"), folder);
     let own = node.as_ref().map(|node| &node.id);
     let mesh = root.optional_table("mesh").and_then(|section| mesh::read(section, own));
     let limits = bounds::limits(root.table("limits"));
     let timeouts = bounds::timeouts(root.table("timeouts"));
+    let memory = memory(root.table("memory"));
+    let telemetry = telemetry::read(root.table("telemetry"), &storage);
     let admin = admin(root.table("admin"));
-    inert::filter(root.table("filter"));
-    inert::memory(root.table("memory"));
-    inert::telemetry(root.table("telemetry"));
+    listen::keep_apart(&prefixes, &admin, mesh.as_ref());
     root.finish();
-    let node = node?;
-    Some(Config { node, storage, listen, inventory, certificates, mesh, limits, timeouts, admin })
+    Some(Config {
+        node: node?,
+        storage,
+        listen,
+        filter,
+        inventory,
+        certificates,
+        mesh,
+        limits,
+        timeouts,
+        memory,
+        telemetry,
+        admin,
+    })
 }
 
 fn node(mut section: Table<'_>) -> Option<Node> {
@@ -105,42 +123,6 @@ fn storage(mut section: Table<'_>) -> Storage {
     Storage { directory }
 }
 
-fn listen(mut section: Table<'_>) -> Listen {
-    let Listen { mode, addresses, backlog } = Listen::default();
-    let modes =
-        [("auto", Some(ListenMode::Auto)), ("bind", Some(ListenMode::Bind)), ("steer", None)];
-    let mode = match section.choice("mode", &modes) {
-        Some(Some(mode)) => mode,
-        Some(None) => {
-            section.error("mode", "\"steer\" is not available in this build; use \"auto\"");
-            mode
-        }
-        None => mode,
-    };
-    let addresses = shared_addresses(&mut section).unwrap_or(addresses);
-    let backlog = section.integer("backlog", 16..=65_535).unwrap_or(backlog);
-    inert::prefixes(&mut section);
-    section.finish();
-    Listen { mode, addresses, backlog }
-}
-
-fn shared_addresses(section: &mut Table<'_>) -> Option<Vec<IpAddr>> {
-    let items = section.list("addresses")?;
-    if items.is_empty() {
-        let lonely = "is empty: only apps with addresses of their own are served";
-        section.warning("addresses", lonely);
-    }
-    let mut addresses = Vec::new();
-    for item in &items {
-        let Some(address) = values::listen_address(item) else { continue };
-        if addresses.contains(&address) {
-            item.error("is listed twice");
-        }
-        addresses.push(address);
-    }
-    Some(addresses)
-}
-
 fn inventory(mut section: Table<'_>, folder: &Path) -> Inventory {
     let Inventory { directory } = Inventory::default();
     if let Some(false) = section.choice("source", &[("directory", true), ("nats", false)]) {
@@ -157,6 +139,43 @@ fn certificates(mut section: Table<'_>, folder: &Path) -> Certificates {
     let directory = directory_in(folder, section.path("directory"), directory);
     section.finish();
     Certificates { directory }
+}
+
+/// Less than this the process needs for itself.
+const MEMORY_BYTES_MIN: u64 = 32 << 20;
+const MEMORY_BYTES_MAX: u64 = 1 << 44;
+
+fn memory(mut section: Table<'_>) -> Memory {
+    let Memory { mut limit, mut pressure, mut watchdog, heapwatch, profile } = Memory::default();
+    if let Some(item) = section.item("limit") {
+        let is_auto = item.is_string() && item.string() == Some("auto");
+        if !is_auto && let Some(bytes) = item.bytes(MEMORY_BYTES_MIN..=MEMORY_BYTES_MAX) {
+            limit = Limit::Bytes(bytes);
+        }
+    }
+    if let Some(percent) = section.list_of("pressure_percent", |item| item.integer(1..=100)) {
+        match <[u8; 5]>::try_from(percent) {
+            Ok(percent) if percent.is_sorted_by(|a, b| a < b) => pressure.percent = percent,
+            _ => section.error("pressure_percent", "must be five rising shares of the limit"),
+        }
+    }
+    let wait = Duration::from_millis(20)..=Duration::from_secs(3_600);
+    watchdog.blocked = section.duration("blocked", wait.clone()).unwrap_or(watchdog.blocked);
+    for (key, after) in
+        [("blocked_drain", &mut watchdog.drain), ("blocked_abort", &mut watchdog.abort)]
+    {
+        let Some(item) = section.item(key) else { continue };
+        if item.is_string() && item.string() == Some("never") {
+            *after = None;
+        } else if let Some(read) = item.duration(Bare::Refused, wait.clone()) {
+            *after = Some(read);
+        }
+    }
+    let heapwatch = section.bool("heapwatch").unwrap_or(heapwatch);
+    let profiles = [Profile::Production, Profile::Test].map(|profile| (profile.name(), profile));
+    let profile = section.choice("profile", &profiles).unwrap_or(profile);
+    section.finish();
+    Memory { limit, pressure, watchdog, heapwatch, profile }
 }
 
 fn admin(mut section: Table<'_>) -> Admin {

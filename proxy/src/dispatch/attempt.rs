@@ -14,6 +14,7 @@ use crate::error::{Code, Failure};
 use crate::http::fields;
 use crate::identify::{Origin, mesh, origin_form};
 use crate::inventory::Place;
+use crate::trace::Trace;
 use crate::upstream::{Target, Transport};
 
 impl Exchange<'_> {
@@ -93,6 +94,9 @@ impl Exchange<'_> {
         };
         head.headers.insert(mesh::PORT, port.clone());
         head.headers.insert(mesh::HOPS, HeaderValue::from(hops));
+        if self.request.held.trace.as_ref().is_some_and(Trace::is_wanted) {
+            head.headers.insert(mesh::VERBOSE, HeaderValue::from_static("1"));
+        }
         if let Some(app) = value(identity.route.entry.app.name.as_str()) {
             head.headers.insert(mesh::APP, app);
         }

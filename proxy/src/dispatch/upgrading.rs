@@ -2,6 +2,9 @@
 
 use http::header::{CONNECTION, HeaderValue, UPGRADE};
 use http::{Request, Response, StatusCode, request};
+use telemetry::record::Protocol;
+use telemetry::work::State;
+use telemetry::{event, site};
 use tokio::time::Instant;
 
 use super::Exchange;
@@ -11,6 +14,7 @@ use crate::error::{Code, Failure, Retry};
 use crate::http::upgrade::{self, Switched};
 use crate::http::websocket::Handshake;
 use crate::limit::Held;
+use crate::trace::{self, Trace};
 use crate::upstream::{Target, Transport, Upgrade};
 
 impl Exchange<'_> {
@@ -22,11 +26,17 @@ impl Exchange<'_> {
         // It has no body, so its head is sent as often as needed.
         let (head, _) = self.take_request();
         loop {
-            let assignment = self.assign().await?;
+            let record = self.record();
+            let assignment = record.spanned(site!("balance"), self.assign()).await?;
+            self.waits_for(State::Upstream);
             let failure = match self.attempt_upgrade(&asked, &head, &assignment).await {
                 Ok(Upgrade::Switched(response, tunnel)) => {
                     assignment.answered(Instant::now());
                     let response = self.switching(&asked, response);
+                    self.waits_for(State::Tunnel);
+                    let raw = *asked.protocol == *upgrade::RAW;
+                    let protocol = if raw { Protocol::Tcp } else { Protocol::WebSocket };
+                    self.record().wide(|wide| wide.protocol = protocol);
                     let held = self.hold(assignment);
                     asked.slot.put(Switched { tunnel, held });
                     return Ok(response);
@@ -49,11 +59,13 @@ impl Exchange<'_> {
             if !again {
                 return Err(failure);
             }
-            self.worker.metrics.count(&failure);
+            self.worker.count(&failure);
             self.worker.metrics.retries.increment();
+            event!(record, WARN, "retry", code = failure.code.as_str());
         }
     }
 
+    /// One attempt, in a span that the next node or the instance continues.
     async fn attempt_upgrade(
         &self,
         asked: &upgrade::Request,
@@ -63,7 +75,28 @@ impl Exchange<'_> {
         let target = self.target(assignment)?;
         let mut head = super::copy(head);
         self.address_head(&mut head, &target, assignment)?;
-        let request = Request::from_parts(head, ());
+        let record = self.record();
+        let instance = &assignment.candidate.instance;
+        trace::note_attempt(&record, self.attempts, instance);
+        let attempt = async {
+            // In here the current span is this attempt's.
+            head.headers.insert(trace::TRACEPARENT, Trace::context(&record));
+            let upgraded = self.upgrade_at(target, Request::from_parts(head, ()), asked).await;
+            if let Err(failure) = &upgraded {
+                event!(record, WARN, "failed", code = failure.code.as_str());
+                record.fail_span();
+            }
+            upgraded
+        };
+        trace::attempt(&record, self.attempts, instance, attempt).await
+    }
+
+    async fn upgrade_at(
+        &self,
+        target: Target,
+        request: Request<()>,
+        asked: &upgrade::Request,
+    ) -> Result<Upgrade, Failure> {
         if *asked.protocol == *upgrade::RAW {
             return self.raw(&target, request).await;
         }

@@ -87,7 +87,14 @@ fn check_request(before: &HeaderMap, compat: Compat, transport: Transport) {
     let node = From::Peer(NodeId::new("unused"));
     let peer = "198.51.100.9:4711".parse().expect("an address");
     let local = "198.51.100.1:443".parse().expect("an address");
-    let downstream = Downstream::new(peer, local, transport, node);
+    let downstream = Downstream::new(
+        peer,
+        local,
+        transport,
+        node,
+        crate::downstream::unlisted(),
+        std::rc::Rc::default(),
+    );
     let identity = Identity::new(&Region::new("ams"));
     let id = identity.request_id();
     let mut after = before.clone();

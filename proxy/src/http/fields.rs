@@ -252,6 +252,8 @@ mod tests {
             ("ferrule-client-ip", "1.2.3.4"),
             ("ferrule_client_ip", "1.2.3.4"),
             ("ferrule-mesh-app", "other"),
+            ("ferrule-trace", "v1.k.e30.AAAA"),
+            ("ferrule_trace", "v1.k.e30.AAAA"),
             ("fly-client-ip", "1.2.3.4"),
             ("x-real-ip", "1.2.3.4"),
             ("x-request-id", "mine"),

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use control::snapshot::{Compat, HeaderChange, HttpOptions, Region};
 use http::Version;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use telemetry::verbosity;
 use ulid::Ulid;
 
 use crate::downstream::Downstream;
@@ -22,6 +23,8 @@ pub const FERRULE_CLIENT_IP: HeaderName = HeaderName::from_static("ferrule-clien
 pub const FERRULE_REGION: HeaderName = HeaderName::from_static("ferrule-region");
 pub const FERRULE_REQUEST_ID: HeaderName = HeaderName::from_static("ferrule-request-id");
 pub const X_REQUEST_START: HeaderName = HeaderName::from_static("x-request-start");
+/// A token of the client's for this edge: reserved, so no instance sees it.
+pub const FERRULE_TRACE: HeaderName = HeaderName::from_static(verbosity::FIELD);
 
 const FLY_CLIENT_IP: HeaderName = HeaderName::from_static("fly-client-ip");
 const FLY_REGION: HeaderName = HeaderName::from_static("fly-region");
@@ -32,8 +35,8 @@ const FLY_FORWARDED_SSL: HeaderName = HeaderName::from_static("fly-forwarded-ssl
 
 const SERVER: HeaderValue = HeaderValue::from_static("ferrule");
 
-/// Fields added to a request, so that the map grows once.
-const ADDED_FIELDS: usize = 10;
+/// Fields added to a request, the trace context with them, so that the map grows once.
+const ADDED_FIELDS: usize = 11;
 
 /// What this node writes into every request.
 pub struct Identity {
@@ -130,10 +133,15 @@ pub fn sign_response(headers: &mut HeaderMap, request_id: &HeaderValue) {
     headers.insert(FERRULE_REQUEST_ID, request_id.clone());
 }
 
-/// What ends at this hop, and `te`, which means nothing in a response.
+/// What ends at this hop, `te`, which means nothing in a response, and tokens, which are between the
+/// client and this edge.
 pub fn strip_response(headers: &mut HeaderMap) {
     fields::strip_hop_by_hop(headers);
-    headers.remove(header::TE);
+    // Rare, so that looking at the names is cheaper than asking the map twice.
+    if headers.keys().any(|name| matches!(name.as_str(), "te" | verbosity::FIELD)) {
+        headers.remove(header::TE);
+        headers.remove(FERRULE_TRACE);
+    }
 }
 
 fn apply(headers: &mut HeaderMap, name: &str, change: &HeaderChange) {
@@ -159,9 +167,17 @@ fn via(version: Version) -> HeaderValue {
 /// `t=` and microseconds since the epoch.
 fn request_start() -> HeaderValue {
     let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let mut value =
-        HeaderValue::from_maybe_shared(Bytes::from(format!("t={}", since_epoch.as_micros())))
-            .expect("digits are visible ASCII");
+    // Digits by hand: the formatter costs more than all fields around this one.
+    let mut text = [b'0'; 22];
+    let (mut at, mut micros) = (text.len(), since_epoch.as_micros() as u64);
+    while micros > 0 || at == text.len() {
+        at -= 1;
+        text[at] = b'0' + (micros % 10) as u8;
+        micros /= 10;
+    }
+    at -= 2;
+    text[at..at + 2].copy_from_slice(b"t=");
+    let mut value = HeaderValue::from_bytes(&text[at..]).expect("digits are visible ASCII");
     value.set_sensitive(true);
     value
 }
@@ -179,6 +195,8 @@ mod tests {
             "198.51.100.1:443".parse().unwrap(),
             Transport::Tls { sni: None },
             From::Peer(control::snapshot::NodeId::new("unused")),
+            crate::downstream::unlisted(),
+            std::rc::Rc::default(),
         )
     }
 
@@ -245,6 +263,7 @@ mod tests {
         headers.insert("x-powered-by", HeaderValue::from_static("php"));
         headers.insert("server", HeaderValue::from_static("nginx"));
         headers.insert("keep-alive", HeaderValue::from_static("timeout=5"));
+        headers.insert(FERRULE_TRACE, HeaderValue::from_static("v1.k.e30.AAAA"));
         let mut pristine = headers.clone();
         let id = identity.request_id();
         rewrite_response(&mut headers, Version::HTTP_11, &options, Compat::Ferrule, &id);
@@ -257,5 +276,6 @@ mod tests {
         rewrite_response(&mut pristine, Version::HTTP_11, &options, Compat::Ferrule, &id);
         assert_eq!(pristine["server"], "nginx");
         assert!(!pristine.contains_key("via") && !pristine.contains_key("ferrule-request-id"));
+        assert!(!headers.contains_key(FERRULE_TRACE) && !pristine.contains_key(FERRULE_TRACE));
     }
 }

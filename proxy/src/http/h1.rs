@@ -32,6 +32,7 @@ use self::looks::{BodyRate, Looks};
 use self::service::Adapter;
 use crate::alarm::{Alarm, Deadline, TICK};
 use crate::error::{Code, Failure};
+use crate::holdings;
 use crate::http::RequestService;
 use crate::http::screen::{HeadLimits, Screen};
 use crate::http::upgrade::{Slot, Switched};
@@ -91,6 +92,9 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often an active connection looks at its deadlines.
 const LOOK: Duration = Duration::from_secs(1);
 
+/// How long a connection may be parked while memory is short.
+const IDLE_WHILE_SHORT: Duration = Duration::from_secs(1);
+
 struct Connection<'w> {
     worker: &'w Worker,
     alarm: Alarm,
@@ -134,7 +138,9 @@ impl Connection<'_> {
         let timeouts = &self.worker.edge.config.timeouts;
         let idle = if self.requests == 0 { timeouts.request_head } else { timeouts.h1_idle };
         let deadline = *self.idle_until.get_or_insert_with(|| self.alarm.deadline_in(idle));
+        let brief = self.alarm.deadline_in(IDLE_WHILE_SHORT);
         self.alarm.disarm();
+        holdings::current().settle();
         poll_fn(|cx| {
             // Readable first: a request that has arrived is served, even in a drain.
             match stream.tcp().poll_read_ready(cx) {
@@ -142,11 +148,18 @@ impl Connection<'_> {
                 Poll::Ready(Err(_)) => return Poll::Ready(Parked::Over),
                 Poll::Pending => {}
             }
-            let draining = self.worker.phase() != Phase::Serving && self.requests > 0;
-            if draining || self.alarm.is_due() {
+            if self.worker.phase() != Phase::Serving && self.requests > 0 {
                 return Poll::Ready(Parked::Over);
             }
-            self.alarm.arm_at(deadline, cx);
+            let is_short = self.worker.is_short_of_memory();
+            let patience = if is_short { deadline.min(brief) } else { deadline };
+            if self.alarm.is_over(patience) {
+                if patience < deadline {
+                    self.worker.metrics.pressure.close.increment();
+                }
+                return Poll::Ready(Parked::Over);
+            }
+            self.alarm.arm_at(patience, cx);
             Poll::Pending
         })
         .await

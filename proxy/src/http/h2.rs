@@ -65,6 +65,9 @@ const LOOK: Duration = Duration::from_secs(1);
 /// After GOAWAY, how long a client without streams may keep the connection.
 const FAREWELL: Duration = Duration::from_secs(5);
 
+/// How long a connection may be without a stream while memory is short.
+const IDLE_WHILE_SHORT: Duration = Duration::from_secs(1);
+
 struct Driver<'w> {
     worker: &'w Worker,
     settings: Settings,
@@ -133,10 +136,15 @@ impl Driver<'_> {
                             Counted::new(&self.streams, &self.worker.metrics.stream_tasks);
                         let stream =
                             serve_stream(request, respond, service.clone(), context.clone());
-                        self.worker.streams.spawn_local(async move {
+                        let stream = async move {
                             stream.await;
                             drop(counted);
-                        });
+                        };
+                        if self.settings.raw_tunnels {
+                            self.worker.spawn_peer_stream(stream);
+                        } else {
+                            self.worker.spawn_stream(stream);
+                        }
                     }
                     Poll::Ready(Some(Err(error))) => {
                         // What h2 wrote last (GOAWAY) should still go; nobody is told if it cannot.
@@ -249,11 +257,22 @@ impl Driver<'_> {
             if body::is_stalled(self.farewell, FAREWELL, now) {
                 return Poll::Ready(Code::PP09.into()); // told to go, and did not
             }
-            if self.farewell.is_none() && now - idle_since >= self.settings.idle {
+            let idle_max = self.idle_max();
+            if self.farewell.is_none() && now - idle_since >= idle_max {
+                if idle_max < self.settings.idle {
+                    self.worker.metrics.pressure.close.increment();
+                }
                 return self.say_farewell(connection, cx);
             }
         }
         Poll::Pending
+    }
+
+    /// How long the connection may be without a stream. Nodes keep theirs while memory is short: there
+    /// are few, and the next request would open another.
+    fn idle_max(&self) -> Duration {
+        let gives_way = self.worker.is_short_of_memory() && !self.settings.raw_tunnels;
+        if gives_way { IDLE_WHILE_SHORT.min(self.settings.idle) } else { self.settings.idle }
     }
 
     /// GOAWAY in two steps (h2 does them); new streams are refused, running ones finish.
@@ -363,11 +382,8 @@ async fn serve_stream<S: RequestService>(
     }
     let ends = body.is_end_stream();
     let Ok(send) = respond.send_response(Response::from_parts(head, ()), ends) else { return };
-    if !ends {
-        let alarm = worker.alarms.alarm();
-        if let Err(failure) = body::send(send, &mut body, &alarm, timeouts.response_write).await {
-            worker.metrics.count(&failure);
-        }
+    if !ends && let Err(failure) = body::send(send, &mut body, worker).await {
+        worker.count(&failure);
     }
 }
 

@@ -1,28 +1,35 @@
 //! What of an app outlives its versions: its connections, who waits, its metrics.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock, Weak};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 use control::snapshot::AppName;
 use http::StatusCode;
 use parking_lot::Mutex;
-use telemetry::metrics::{Counter, Gauge, Histogram, Registry, SECONDS};
+use telemetry::metrics::{Counter, Gauge, Histogram, Registry};
+use telemetry::pressure;
+use telemetry::record::TraceId;
 
 use super::Entry;
 use super::table::Slot;
 use crate::balance::queue::Waits;
 use crate::error::{Code, Failure};
+use crate::metrics::catalogue;
 
 /// Live state of one app on this node.
 pub struct AppLive {
+    /// Names the app where there is no room for its name; never used again in this process.
+    id: u32,
     app: AppName,
     /// Where the newest version is; dead once the app was removed.
     slot: OnceLock<Weak<Slot>>,
     /// On no cache line of its own: it moves with connections, not with requests.
     connections: AtomicU32,
     connections_max: u32,
+    /// Bytes that its connections hold, as far as they have told.
+    held: AtomicI64,
     waits: Waits,
     waits_max: u32,
     metrics: Arc<Metrics>,
@@ -52,7 +59,18 @@ pub(super) struct Metrics {
     registry: Registry,
     seconds: Histogram,
     instances: [Gauge; State::ALL.len()],
+    tenants: Tenants,
 }
+
+/// What the connections of all apps hold together, and how many apps hold something.
+#[derive(Default)]
+struct Tenants {
+    held: AtomicI64,
+    active: AtomicU32,
+}
+
+/// What an app may hold however short memory is.
+const LEAST_BYTES: u64 = 256 * 1024;
 
 /// The last is for requests that ended without an answer.
 const CLASSES: [&str; 6] = ["1xx", "2xx", "3xx", "4xx", "5xx", "none"];
@@ -66,11 +84,14 @@ impl AppLive {
         waits_max: u32,
         metrics: Arc<Metrics>,
     ) -> Arc<Self> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
         Arc::new(Self {
+            id: NEXT.fetch_add(1, Relaxed),
             app,
             slot: OnceLock::new(),
             connections: AtomicU32::new(0),
             connections_max,
+            held: AtomicI64::new(0),
             waits: Waits::default(),
             waits_max,
             metrics,
@@ -78,6 +99,10 @@ impl AppLive {
             states: Mutex::default(),
             removed: AtomicBool::new(false),
         })
+    }
+
+    pub fn id(&self) -> u32 {
+        self.id
     }
 
     /// Counts one connection.
@@ -93,18 +118,43 @@ impl AppLive {
         Ok(guard)
     }
 
+    /// Books what its connections hold more, or less.
+    pub fn holds(&self, more: i64) {
+        let before = self.held.fetch_add(more, Relaxed);
+        self.metrics.tenants.change(before, more);
+    }
+
+    /// Whether it may have more while memory is short: not while it holds more than its share.
+    pub fn may_have_more(&self) -> bool {
+        let Tenants { held, active } = &self.metrics.tenants;
+        let bytes = |held: &AtomicI64| held.load(Relaxed).max(0) as u64;
+        let tenants = u64::from(active.load(Relaxed));
+        pressure::may_have_more(bytes(&self.held), bytes(held), tenants, LEAST_BYTES)
+    }
+
     /// Connections of clients to the app on this node.
     pub fn connections(&self) -> u32 {
         self.connections.load(Relaxed)
     }
 
     /// Records a request that has ended, with the status it was answered with if it was.
-    pub fn request_ended(&self, status: Option<StatusCode>, took: Duration) {
+    pub fn request_ended(
+        &self,
+        status: Option<StatusCode>,
+        took: Duration,
+        traced: Option<TraceId>,
+    ) {
         let class = match status.map(|status| usize::from(status.as_u16() / 100)) {
             Some(hundreds @ 1..=5) => hundreds - 1,
             _ => CLASSES.len() - 1,
         };
-        self.metrics.seconds.record(took);
+        match traced {
+            None => self.metrics.seconds.record(took),
+            Some(trace) => {
+                let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+                self.metrics.seconds.record_traced(took, trace, now);
+            }
+        }
         match self.requests[class].get() {
             Some(counter) => counter.increment(),
             None => self.first_request(class),
@@ -158,10 +208,9 @@ impl AppLive {
         if self.removed.load(Relaxed) {
             return;
         }
-        let labels = [("app", self.app.as_str()), ("class", CLASSES[class])];
-        let help = "Requests that ended, by app and class of status.";
+        let (registry, labels) = (&self.metrics.registry, [self.app.as_str(), CLASSES[class]]);
         self.requests[class]
-            .get_or_init(|| self.metrics.registry.counter("ferrule_requests_total", help, &labels))
+            .get_or_init(|| catalogue::REQUESTS.counter_in(registry, &labels))
             .increment();
     }
 }
@@ -176,13 +225,23 @@ impl Drop for ConnectionGuard {
 
 impl Metrics {
     pub(super) fn new(registry: &Registry) -> Self {
-        let help = "From the head of a request to the last byte of its answer.";
-        let seconds = registry.histogram("ferrule_request_duration_seconds", help, &[], SECONDS);
-        let instances = State::ALL.map(|state| {
-            let help = "Instances in the inventory, by whether new work may go to them.";
-            registry.gauge("ferrule_instances", help, &[("state", state.as_str())])
-        });
-        Self { registry: registry.clone(), seconds, instances }
+        let seconds = catalogue::REQUEST_DURATION.histogram_in(registry, &[]);
+        let instances =
+            State::ALL.map(|state| catalogue::INSTANCES.gauge_in(registry, &[state.as_str()]));
+        Self { registry: registry.clone(), seconds, instances, tenants: Tenants::default() }
+    }
+}
+
+// === impl Tenants ===
+
+impl Tenants {
+    fn change(&self, before: i64, more: i64) {
+        self.held.fetch_add(more, Relaxed);
+        match (before > 0, before + more > 0) {
+            (false, true) => _ = self.active.fetch_add(1, Relaxed),
+            (true, false) => _ = self.active.fetch_sub(1, Relaxed),
+            _ => {}
+        }
     }
 }
 

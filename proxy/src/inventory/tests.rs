@@ -27,7 +27,8 @@ pub(crate) fn inventory_with(limits: &config::Limits, registry: &Registry) -> Ar
         trust_domain: "ferrule".into(),
         peers: peers.to_vec(),
     };
-    Arc::new(Inventory::new(&own, Arc::new(Nodes::new(Some(&mesh))), limits, registry))
+    let (listen, nodes) = (config::Listen::default(), Arc::new(Nodes::new(Some(&mesh))));
+    Arc::new(Inventory::new(&own, &listen, nodes, limits, registry))
 }
 
 /// `id@node`, one for each word.
@@ -297,13 +298,13 @@ fn metrics_of_an_app_come_with_its_first_request_and_go_with_it() {
     let entry = upsert(&inventory, named("a", &[]));
     assert!(!registry.render().contains("app=\"a\""));
     let took = std::time::Duration::from_millis(1);
-    entry.live.request_ended(Some(StatusCode::NOT_FOUND), took);
-    entry.live.request_ended(None, took);
+    entry.live.request_ended(Some(StatusCode::NOT_FOUND), took, None);
+    entry.live.request_ended(None, took, None);
     let text = registry.render();
     assert!(text.contains("ferrule_requests_total{app=\"a\",class=\"4xx\"} 1"), "{text}");
     assert!(text.contains("ferrule_requests_total{app=\"a\",class=\"none\"} 1"), "{text}");
     inventory.apply(Change::Remove(AppName::new("a")));
-    entry.live.request_ended(Some(StatusCode::OK), took);
+    entry.live.request_ended(Some(StatusCode::OK), took, None);
     assert!(!registry.render().contains("app=\"a\""));
 }
 

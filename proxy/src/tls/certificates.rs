@@ -17,6 +17,7 @@ use notify::event::{AccessKind, AccessMode, EventKind};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use parking_lot::Mutex;
 use rustls::sign::CertifiedKey;
+use telemetry::ledger::scope::CERTIFICATES;
 use tokio::sync::Notify;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
@@ -131,6 +132,7 @@ impl Certificates {
     }
 
     fn scan(&self) -> Result<(), CertificatesError> {
+        let _working = CERTIFICATES.enter();
         let mut folder = self.folder.lock();
         let changed = folder.scan(&self.directory, SystemTime::now()).map_err(|source| {
             CertificatesError::List { directory: self.directory.clone(), source }

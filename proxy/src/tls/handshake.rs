@@ -25,6 +25,7 @@ use super::offer::{Offers, PortTls, normal};
 use super::tickets::Tickets;
 use crate::config;
 use crate::error::{Code, Failure};
+use crate::metrics::catalogue;
 
 /// The node's side of TLS towards clients; one per process, shared by its workers.
 pub struct Tls {
@@ -76,12 +77,8 @@ impl Tls {
     ) -> Result<Self, TlsError> {
         let in_flight = Arc::new(InFlight::new(limits));
         let counted = in_flight.clone();
-        registry.gauge_read(
-            "ferrule_tls_handshakes_in_flight",
-            "TLS handshakes of clients that have begun and not ended.",
-            &[],
-            move || f64::from(counted.total()),
-        );
+        catalogue::TLS_HANDSHAKES_IN_FLIGHT
+            .gauge_read_in(registry, &[], move || f64::from(counted.total()));
         Ok(Self {
             offers: Offers::new(certificates, &Tickets::generate()?)?,
             in_flight,
@@ -275,10 +272,7 @@ struct Results {
 
 impl Results {
     fn new(registry: &Registry) -> Self {
-        let counter = |result| {
-            let help = "TLS handshakes of clients that ended, by how.";
-            registry.counter("ferrule_tls_handshakes_total", help, &[("result", result)])
-        };
+        let counter = |result| catalogue::TLS_HANDSHAKES.counter_in(registry, &[result]);
         Self {
             full: counter("full"),
             resumed: counter("resumed"),

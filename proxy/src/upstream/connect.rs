@@ -9,6 +9,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::error::{Code, Failure, Retry};
+use crate::metrics::catalogue;
 
 /// A TCP connection to an instance, and its place in the count of open ones.
 pub(super) struct Stream {
@@ -76,13 +77,7 @@ impl Drop for Open {
 
 impl Kinds {
     pub(super) fn new(registry: &Registry) -> Self {
-        let kind = |kind| {
-            registry.gauge(
-                "ferrule_upstream_connections",
-                "Open connections to instances and nodes, by kind.",
-                &[("kind", kind)],
-            )
-        };
+        let kind = |kind| catalogue::UPSTREAM_CONNECTIONS.gauge_in(registry, &[kind]);
         Self { http1: kind("http1"), h2c: kind("h2c"), mesh: kind("mesh"), tcp: kind("tcp") }
     }
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use foldhash::fast::RandomState;
 use rustix::net::RecvFlags;
-use telemetry::ledger::{Account, Ledger, Unit};
+use telemetry::ledger::{Account, Ledger};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
@@ -49,6 +49,10 @@ pub(super) enum Look {
     Closely,
 }
 
+/// An idle connection in memory: its place here, and what the runtime keeps of a socket (tokio 1.54,
+/// measured).
+const IDLE_BYTES: usize = size_of::<Resting>() + 256;
+
 // === impl Pool ===
 
 impl Pool {
@@ -63,7 +67,7 @@ impl Pool {
             per_instance_max: limits.upstream_idle_per_instance_max,
             total_max: limits.upstream_idle_max,
             lifetime: timeouts.upstream_idle,
-            account: ledger.open("upstream_idle", Unit::Entries, cap),
+            account: ledger.open_entries("upstream_idle", cap, IDLE_BYTES),
         }
     }
 
@@ -116,6 +120,14 @@ impl Pool {
     /// Closes what has rested too long.
     pub(super) fn sweep(&self, now: Instant) {
         self.retain(|resting| now < resting.deadline);
+    }
+
+    /// Closes the half that has rested longest.
+    pub(super) fn halve(&self) {
+        let mut idle = self.idle.borrow_mut();
+        let half = idle.total / 2;
+        let evicted = if half > 0 { idle.evict(half) } else { 0 };
+        self.account.give_back(evicted);
     }
 
     /// Closes all of them.

@@ -9,6 +9,8 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use http_body::{Body as _, Frame, SizeHint};
+use telemetry::event;
+use telemetry::record::Record;
 use tokio::time::Instant;
 
 use crate::body::Body;
@@ -34,6 +36,8 @@ struct Tape {
     kept: BytesMut,
     trailers: Option<HeaderMap>,
     bytes_max: usize,
+    /// Where is noted how much there was.
+    record: Record,
     /// The source gave more than is kept, or failed: it cannot be sent again.
     is_lost: bool,
     has_ended: bool,
@@ -69,11 +73,11 @@ const WINDOW: usize = 10;
 // === impl Replay ===
 
 impl Replay {
-    pub fn new(body: Body, bytes_max: usize) -> Self {
+    pub fn new(body: Body, bytes_max: usize, record: Record) -> Self {
         let kind = match body {
             Body::Full(Some(bytes)) if bytes.len() <= bytes_max => Kind::Full(bytes),
             body if body.is_end_stream() => Kind::Empty,
-            source => Kind::Stream(Rc::new(RefCell::new(Tape::new(source, bytes_max)))),
+            source => Kind::Stream(Rc::new(RefCell::new(Tape::new(source, bytes_max, record)))),
         };
         Self { kind }
     }
@@ -110,9 +114,10 @@ impl Replay {
 // === impl Tape ===
 
 impl Tape {
-    fn new(source: Body, bytes_max: usize) -> Self {
+    fn new(source: Body, bytes_max: usize, record: Record) -> Self {
         Self {
             source,
+            record,
             kept: BytesMut::new(),
             trailers: None,
             bytes_max,
@@ -166,6 +171,11 @@ impl http_body::Body for Attempt {
         match &item {
             Some(Ok(frame)) => {
                 if let Some(bytes) = frame.data_ref() {
+                    let read = bytes.len() as u64;
+                    tape.record.wide(|wide| wide.request_bytes += read);
+                    if tape.record.is_verbose() {
+                        event!(tape.record, TRACE, "request chunk", bytes = read);
+                    }
                     tape.keep(bytes);
                     this.position = tape.kept.len();
                 }

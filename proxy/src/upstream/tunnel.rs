@@ -15,6 +15,7 @@ use tokio::net::TcpStream;
 
 use super::connect::{Open, Stream};
 use super::http2;
+use crate::holdings;
 
 /// Bytes both ways.
 pub enum Tunnel {
@@ -133,7 +134,10 @@ impl H2Tunnel {
         while self.received.is_empty() {
             let Some(receiving) = self.stream.receiving() else { return Poll::Ready(Ok(())) };
             match ready!(receiving.poll_data(cx)) {
-                Some(bytes) => self.received = bytes.map_err(broken)?,
+                Some(bytes) => {
+                    self.received = bytes.map_err(broken)?;
+                    holdings::current().take(self.received.len());
+                }
                 None => {
                     self.stream.end_receiving();
                     return Poll::Ready(Ok(()));
@@ -164,6 +168,7 @@ impl H2Tunnel {
         }
         let written = bytes.len().min(room).min(WRITE_BYTES_MAX);
         sending.send_data(Bytes::copy_from_slice(&bytes[..written]), false).map_err(broken)?;
+        holdings::current().give(written);
         Poll::Ready(Ok(written))
     }
 

@@ -228,7 +228,7 @@ async fn settings_that_are_not_acknowledged_and_heads_that_do_not_end_run_out_of
 #[tokio::test]
 async fn a_client_that_reads_nothing_holds_little_and_not_for_long() {
     let node = Node::with(|setup| {
-        setup.timeouts.response_write = 2 * SECOND;
+        setup.timeouts.response_write = 4 * SECOND;
         setup.timeouts.h2_idle = 2 * SECOND;
     })
     .await;

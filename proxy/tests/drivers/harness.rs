@@ -13,7 +13,8 @@ use std::time::Duration;
 use control::snapshot::{NodeId, Region};
 use proxy::app::{self, Lifetime};
 use proxy::config::{
-    Admin, Certificates, Config, Inventory, Limits, Listen, ListenMode, Storage, Timeouts,
+    Admin, Certificates, Config, Filter, FilterMode, Inventory, Limits, Listen, ListenMode, Memory,
+    Storage, Telemetry, Timeouts,
 };
 use proxy::tls::DevCa;
 use rustls::RootCertStore;
@@ -70,23 +71,28 @@ impl Node {
         let local = |port| SocketAddr::from((address, port));
         let [clear, secure, admin] = free_ports(address).await;
         write_files(folder.path(), &ca, instance.port(), clear, secure);
+        let storage = Storage { directory: folder.path().join("state") };
         let config = Config {
+            telemetry: Telemetry::in_storage(&storage),
             node: proxy::config::Node {
                 id: NodeId::new("node-1"),
                 region: Region::new("ams"),
                 workers: 1,
             },
-            storage: Storage { directory: folder.path().join("state") },
+            storage,
             listen: Listen {
                 mode: ListenMode::Bind,
                 addresses: vec![address.into()],
                 backlog: 1024,
+                ..Listen::default()
             },
+            filter: Filter { mode: FilterMode::Off, ..Filter::default() },
             inventory: Inventory { directory: folder.path().join("apps") },
             certificates: Certificates { directory: folder.path().join("certificates") },
             mesh: None,
             limits: setup.limits,
             timeouts: setup.timeouts,
+            memory: Memory::default(),
             admin: Admin { address: local(admin), socket: folder.path().join("admin.sock") },
         };
         let end = CancellationToken::new();

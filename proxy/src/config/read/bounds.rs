@@ -44,6 +44,7 @@ pub(super) fn limits(mut section: Table<'_>) -> Limits {
         retry_budget_percent,
         hops_max,
         metric_labels_max,
+        metric_series_max,
     } = &mut limits;
 
     let of = &mut section;
@@ -72,6 +73,7 @@ pub(super) fn limits(mut section: Table<'_>) -> Limits {
     count(of, "retry_budget_percent", 0..=100, retry_budget_percent);
     count(of, "hops_max", 1..=8, hops_max);
     count(of, "metric_labels_max", 10..=100_000, metric_labels_max);
+    count(of, "metric_series_max", 1_000..=1_000_000, metric_series_max);
 
     let connections = ("connections_max", *connections_max);
     at_most(of, "app_connections_max", app_connections_max, connections);
@@ -110,6 +112,7 @@ pub(super) fn timeouts(mut section: Table<'_>) -> Timeouts {
         response_body,
         upstream_idle,
         queue,
+        metric_idle,
         drain,
     } = &mut timeouts;
 
@@ -127,6 +130,7 @@ pub(super) fn timeouts(mut section: Table<'_>) -> Timeouts {
     wait(of, "response_body", SHORTEST..=HOUR, response_body);
     wait(of, "upstream_idle", SHORTEST..=HOUR, upstream_idle);
     wait(of, "queue", Duration::ZERO..=MINUTES, queue);
+    wait(of, "metric_idle", SHORTEST..=DAY, metric_idle);
     wait(of, "drain", Duration::ZERO..=DAY, drain);
     section.finish();
     timeouts

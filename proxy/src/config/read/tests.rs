@@ -1,5 +1,7 @@
+use std::net::IpAddr;
+
 use super::*;
-use crate::config::{Limits, Timeouts};
+use crate::config::{Filter, FilterMode, Limits, ListenMode, Timeouts};
 
 const DOCUMENTED: &str = include_str!("../../../../config/edge.toml");
 const MINIMAL: &str = "[node]\nid = \"ams-1\"\nregion = \"ams\"\n";
@@ -40,6 +42,7 @@ fn every_documented_default_is_the_default() {
 #[test]
 fn defaults_start_at_the_folder_of_the_file() {
     let config = accepted(MINIMAL);
+    assert_eq!(config.telemetry.verbosity, ::telemetry::verbosity::Config::default());
     assert_eq!(config.inventory.directory, Path::new("/etc/ferrule/apps"));
     assert_eq!(config.certificates.directory, Path::new("/etc/ferrule/certificates"));
     assert_eq!(config.storage.directory, Path::new("/var/lib/ferrule"));
@@ -51,7 +54,7 @@ fn defaults_start_at_the_folder_of_the_file() {
 fn every_bound_is_documented_and_read() {
     let sections =
         [("limits", fields(&Limits::default())), ("timeouts", fields(&Timeouts::default()))];
-    assert_eq!(sections[0].1.len() + sections[1].1.len(), 38);
+    assert_eq!(sections[0].1.len() + sections[1].1.len(), 40);
     for (section, keys) in sections {
         for key in keys {
             assert!(DOCUMENTED.contains(&format!("\n{key} = ")), "{key} is not documented");
@@ -61,6 +64,18 @@ fn every_bound_is_documented_and_read() {
                 "{key}: {lines:?}"
             );
         }
+    }
+}
+
+#[test]
+fn every_bound_of_verbosity_is_documented_and_read() {
+    for key in fields(&::telemetry::verbosity::Config::default()) {
+        let documented = DOCUMENTED.contains(&format!("\n{key} = "))
+            || DOCUMENTED.contains(&format!("\n#{key} = "));
+        assert!(documented, "{key} is not documented");
+        let lines = problems(&format!("{MINIMAL}[telemetry.verbosity]\n{key} = true\n"));
+        let expected = format!("telemetry.verbosity.{key}: must be");
+        assert!(lines.len() == 1 && lines[0].contains(&expected), "{key}: {lines:?}");
     }
 }
 
@@ -75,9 +90,10 @@ fn the_examples_in_the_documented_file_are_right() {
     let lines = problems(&text);
     let not_yet = "is understood, but not acted on yet";
     assert!(lines.iter().all(|line| line.ends_with(not_yet)), "{lines:#?}");
-    assert_eq!(lines.len(), 4);
+    assert_eq!(lines.len(), 1);
     let (config, _) = parse(Path::new("/etc/ferrule/edge.toml"), &text).expect("only warnings");
     assert_eq!(config.node.workers, 4);
+    assert_eq!(config.telemetry.verbosity.key_file, Path::new("/etc/ferrule/trace.key"));
     let mesh = config.mesh.expect("the example has a mesh");
     assert_eq!(mesh.ca, Path::new("/etc/ferrule/mesh-ca.pem"));
     assert_eq!(mesh.trust_domain, "ferrule");
@@ -92,15 +108,20 @@ fn a_written_value_is_taken() {
          [listen]\nmode = \"bind\"\naddresses = [\"127.0.0.1\"]\nbacklog = 128\n\
          [limits]\nconnections_max = 50_000\nhead_bytes_max = \"64KiB\"\n\
          [timeouts]\nh1_idle = \"90s\"\n\
+         [telemetry.verbosity]\ntokens_per_second_max = 7\nbytes_per_second_max = \"1MiB\"\n\
          [admin]\naddress = \"127.0.0.1:0\"\nsocket = \"admin.sock\"\n"
     );
     let config = accepted(&text);
     assert_eq!(config.node.workers, 3);
     assert_eq!(config.storage.directory, Path::new("/etc/ferrule/state"));
+    let verbosity = &config.telemetry.verbosity;
+    assert_eq!(verbosity.key_file, Path::new("/etc/ferrule/state/trace.key"));
+    let bounds = (verbosity.tokens_per_second_max, verbosity.bytes_per_second_max);
+    assert_eq!((bounds, verbosity.requests_percent_max), ((7, 1 << 20), 1));
     assert_eq!(config.listen.mode, ListenMode::Bind);
     assert_eq!(config.listen.addresses, ["127.0.0.1".parse::<IpAddr>().unwrap()]);
     assert_eq!(config.limits.head_bytes_max, 65_536);
-    assert_eq!(config.timeouts.h1_idle, std::time::Duration::from_secs(90));
+    assert_eq!(config.timeouts.h1_idle, Duration::from_secs(90));
     assert_eq!(config.admin.socket, Path::new("/etc/ferrule/admin.sock"));
 }
 
@@ -121,7 +142,7 @@ fn each_mistake_is_named() {
     check("workers = 0", &["4:11: node.workers: must be a number from 1 to 1024, not 0"]);
     check(
         "[listen]\nmode = \"steer\"",
-        &["5:8: listen.mode: \"steer\" is not available in this build; use \"auto\""],
+        &["5:8: listen.mode: \"steer\" needs prefixes: what is to be steered here"],
     );
     check(
         "[listen]\naddresses = [\"224.0.0.1\", \"here\"]",
@@ -146,12 +167,20 @@ fn each_mistake_is_named() {
     );
     check(
         "[filter]\nmode = \"xdp\"",
-        &["5:8: filter.mode: is not available in this build; use \"auto\" or \"off\""],
+        &["5:8: filter.mode: needs listen.prefixes: outside them nothing is filtered"],
     );
     check(
         "[telemetry.otlp]\nendpoint = \"collector:4318\"",
         &["5:12: telemetry.otlp.endpoint: must be a URL that starts with http:// or https://, \
            not \"collector:4318\""],
+    );
+    check(
+        "[telemetry.verbosity]\nrequests_percent_max = 101\nkey_fil = \"trace.key\"",
+        &[
+            "5:24: telemetry.verbosity.requests_percent_max: must be a number from 0 to 100, \
+             not 101",
+            "6:1: telemetry.verbosity.key_fil: unknown key \"key_fil\"; did you mean \"key_file\"?",
+        ],
     );
     check(
         "[limits]\napp_connections_max = 100_001",
@@ -192,9 +221,102 @@ fn each_mistake_is_named() {
         &["5:10: admin.socket: is 108 bytes long with its folder; a socket's path may have 107"],
     );
     check(
-        "[memory]\nlimit = \"512MiB\"",
-        &["5:9: warning: memory.limit: is understood, but not acted on yet"],
+        "[inventory.nats]\nservers = [\"nats://nats-1:4222\"]",
+        &["5:11: warning: inventory.nats.servers: is understood, but not acted on yet"],
     );
+}
+
+#[test]
+fn prefixes_are_whole_apart_and_nobodys_own() {
+    let check = |section: &str, expected: &[&str]| {
+        assert_eq!(problems(&format!("{MINIMAL}{section}\n")), expected, "{section}");
+    };
+    check("[listen]\nmode = \"steer\"\nprefixes = [\"198.51.100.0/24\", \"2001:db8:1::/48\"]", &[]);
+    check(
+        "[listen]\nprefixes = [\"198.51.100.0/24\", \"198.51.100.128/25\", \"2001:db8::/32\", \
+         \"2001:db8::/32\"]",
+        &[
+            "5:32: listen.prefixes[1]: overlaps 198.51.100.0/24",
+            "5:70: listen.prefixes[3]: overlaps 2001:db8::/32",
+        ],
+    );
+    check(
+        "[listen]\nprefixes = [\"127.1.0.0/24\", \"::/0\"]",
+        &[
+            "5:13: listen.prefixes[0]: contains loopback addresses",
+            "5:29: listen.prefixes[1]: contains unspecified or loopback addresses",
+        ],
+    );
+    let many: Vec<_> = (0..257).map(|n| format!("\"2001:db8:{n:x}::/48\"")).collect();
+    check(
+        &format!("[listen]\nprefixes = [{}]", many.join(",")),
+        &["5:12: listen.prefixes: has more than 256 ranges"],
+    );
+    check(
+        "[listen]\nmode = \"steer\"\naddresses = [\"10.0.0.1\", \"198.51.100.1\"]\n\
+         prefixes = [\"198.51.100.0/24\"]",
+        &["6:14: warning: listen.addresses[0]: lies in none of the prefixes: with mode \"steer\" \
+           nothing comes to it"],
+    );
+    check(
+        "[listen]\nprefixes = [\"10.0.0.0/24\", \"10.0.1.0/24\", \"10.0.2.0/24\"]\n\
+         [admin]\naddress = \"10.0.0.1:9900\"\n\
+         [mesh]\naddress = \"10.0.1.1:7443\"\ncertificate = \"m.pem\"\nkey = \"m.key\"\n\
+         ca = \"ca.pem\"\n\
+         [[mesh.peers]]\nid = \"fra-1\"\nregion = \"fra\"\naddress = \"10.0.2.1:7443\"",
+        &[
+            "5:13: listen.prefixes[0]: contains admin.address, 10.0.0.1, which is no app's",
+            "5:28: listen.prefixes[1]: contains mesh.address, 10.0.1.1, which is no app's",
+            "5:43: listen.prefixes[2]: contains the address of peer \"fra-1\", 10.0.2.1, which is \
+             no app's",
+            "7:11: warning: admin.address: is not a loopback address: whoever reaches it can read \
+             this node's pages",
+        ],
+    );
+}
+
+#[test]
+fn a_filter_mode_that_is_named_has_what_it_needs() {
+    let filter = |lines: &str| {
+        format!("{MINIMAL}[listen]\nprefixes = [\"198.51.100.0/24\"]\n[filter]\n{lines}\n")
+    };
+    for mode in ["xdp", "xdp-generic", "tcx"] {
+        let lines = problems(&filter(&format!("mode = {mode:?}")));
+        assert_eq!(lines, ["7:8: filter.mode: needs interfaces to attach to"], "{mode}");
+        let text = filter(&format!("mode = {mode:?}\ninterfaces = [\"eth0\"]"));
+        assert_eq!(accepted(&text).filter.interfaces, ["eth0"]);
+    }
+    for mode in ["auto", "off", "cgroup"] {
+        accepted(&filter(&format!("mode = {mode:?}")));
+    }
+    assert_eq!(
+        problems(&filter("interfaces = [\"eth0\", \"eth/1\", \"eth0\"]")),
+        [
+            "7:23: filter.interfaces[1]: must be the name of a network interface, such as \"eth0\"",
+            "7:32: filter.interfaces[2]: is listed twice",
+        ]
+    );
+    let text = filter(
+        "mode = \"tcx\"\ninterfaces = [\"eth0\"]\ncgroup = \"/sys/fs/cgroup/x\"\n\
+         pins = \"/run/bpf\"\ndry_run = true\nsample_drops_every = 0",
+    );
+    let expected = Filter {
+        mode: FilterMode::Tcx,
+        interfaces: vec!["eth0".to_owned()],
+        cgroup: Some("/sys/fs/cgroup/x".into()),
+        pins: "/run/bpf".into(),
+        dry_run: true,
+        sample_drops_every: 0,
+    };
+    assert_eq!(accepted(&text).filter, expected);
+}
+
+#[test]
+fn every_key_of_the_filter_is_documented() {
+    for key in fields(&Filter::default()) {
+        let written = [format!("\n{key} = "), format!("\n#{key} = ")];
+        assert!(written.iter().any(|line| DOCUMENTED.contains(line)), "{key} is not documented");
+    }
 }
 
 #[test]

@@ -1,8 +1,10 @@
-//! Values with a form of their own: trust domains, addresses, prefixes.
+//! Values with a form of their own: trust domains, addresses, prefixes, interfaces.
 
 use std::net::IpAddr;
 
 use control::document::Item;
+use http::Uri;
+use ipnet::IpNet;
 
 /// A SPIFFE trust domain.
 pub(super) fn trust_domain(text: &str) -> Result<String, String> {
@@ -24,22 +26,32 @@ pub(super) fn listen_address(item: &Item<'_>) -> Option<IpAddr> {
     Some(address)
 }
 
-/// An address range such as `198.51.100.0/24`.
-pub(super) fn prefix(text: &str) -> Result<(IpAddr, u8), String> {
-    let wrong = || "must be an address range, such as \"198.51.100.0/24\"".to_owned();
-    let (address, length) = text.split_once('/').ok_or_else(wrong)?;
-    let address: IpAddr = address.parse().map_err(|_| wrong())?;
-    let length: u8 = length.parse().map_err(|_| wrong())?;
-    let (bits, width) = match address {
-        IpAddr::V4(address) => (u128::from(address.to_bits()), 32),
-        IpAddr::V6(address) => (address.to_bits(), 128),
+/// A URL with one of these schemes and a host.
+pub(super) fn url(item: &Item<'_>, schemes: &[&str]) -> Option<Uri> {
+    let uri = item.string()?.parse::<Uri>().ok();
+    let fits = |uri: &Uri| {
+        uri.scheme_str().is_some_and(|scheme| schemes.contains(&scheme)) && uri.host().is_some()
     };
-    if length > width {
-        return Err(wrong());
+    uri.filter(fits)
+        .or_else(|| item.wrong(&format!("a URL that starts with {}://", schemes.join(":// or "))))
+}
+
+/// An address range such as `198.51.100.0/24`.
+pub(super) fn prefix(text: &str) -> Result<IpNet, &'static str> {
+    let prefix: IpNet =
+        text.parse().map_err(|_| "must be an address range, such as \"198.51.100.0/24\"")?;
+    if prefix != prefix.trunc() {
+        return Err("has bits set beyond its length; write the range's first address");
     }
-    let host_bits = u32::from(width - length);
-    if host_bits > 0 && bits << (128 - host_bits) != 0 {
-        return Err("has bits set beyond its length; write the range's first address".to_owned());
+    Ok(prefix)
+}
+
+/// The name of a network interface, as the kernel takes it.
+pub(super) fn interface(text: &str) -> Result<String, &'static str> {
+    let allowed = |byte: u8| byte.is_ascii_graphic() && byte != b'/';
+    if matches!(text.len(), 1..=15) && text.bytes().all(allowed) {
+        Ok(text.to_owned())
+    } else {
+        Err("must be the name of a network interface, such as \"eth0\"")
     }
-    Ok((address, length))
 }

@@ -12,9 +12,10 @@ use h2::{Reason, RecvStream, SendStream};
 use http_body::{Body as _, Frame, SizeHint};
 use tokio::time::Instant;
 
-use crate::alarm::Alarm;
+use crate::alarm::{Alarm, TICK};
 use crate::body::Body;
 use crate::error::{Code, Failure};
+use crate::worker::Worker;
 
 /// A request body. Its window opens again as its data is taken, so what waits is bounded by it.
 pub(super) struct RequestBody {
@@ -122,10 +123,9 @@ impl Patience {
 pub(super) async fn send(
     mut stream: SendStream<Bytes>,
     body: &mut Body,
-    alarm: &Alarm,
-    stall: Duration,
+    worker: &Worker,
 ) -> Result<(), Failure> {
-    let sent = send_frames(&mut stream, body, alarm, stall).await;
+    let sent = send_frames(&mut stream, body, worker).await;
     if let Err(failure) = &sent {
         let reason =
             if failure.code == Code::PP06 { Reason::CANCEL } else { Reason::INTERNAL_ERROR };
@@ -137,13 +137,17 @@ pub(super) async fn send(
 async fn send_frames(
     stream: &mut SendStream<Bytes>,
     body: &mut Body,
-    alarm: &Alarm,
-    stall: Duration,
+    worker: &Worker,
 ) -> Result<(), Failure> {
+    let (alarm, stall) = (&worker.alarms.alarm(), worker.edge.config.timeouts.response_write);
     loop {
         let frame = poll_fn(|cx| {
             if let Poll::Ready(reason) = stream.poll_reset(cx) {
                 return Poll::Ready(Err(reset(reason)));
+            }
+            if worker.withholds() {
+                alarm.arm(TICK, cx);
+                return Poll::Pending;
             }
             Poll::Ready(Ok(ready!(Pin::new(&mut *body).poll_frame(cx))))
         })

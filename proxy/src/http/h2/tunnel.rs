@@ -10,6 +10,7 @@ use http::{Response, StatusCode, header, response};
 use super::duplex::Duplex;
 use crate::copy;
 use crate::http::upgrade::Switched;
+use crate::limit::HeldTunnel;
 use crate::worker::Worker;
 
 /// Answers 200 and copies bytes until both sides have ended.
@@ -30,8 +31,10 @@ pub(super) async fn serve(
     let mut client = Duplex::new(send, recv);
     let Switched { tunnel, held } = switched;
     let idle = worker.edge.config.timeouts.websocket_idle;
-    if let Err(failure) = copy::both_ways(&mut client, tunnel, worker, idle).await {
-        worker.metrics.count(&failure);
+    let held = HeldTunnel::new(held);
+    let copied = copy::both_ways(&mut client, tunnel, worker, idle, &held.moved).await;
+    held.ended(&copied);
+    if let Err(failure) = copied {
+        worker.count(&failure);
     }
-    drop(held);
 }

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use http_body::Frame;
 
 use crate::error::{Code, Failure};
+use crate::holdings;
 use crate::upstream::patience::Patience;
 
 use super::cancel::Receiving;
@@ -84,6 +85,7 @@ impl Download {
             match ready!(body.poll_data(cx)) {
                 Some(Ok(bytes)) => {
                     body.flow_control().release_capacity(bytes.len())?;
+                    holdings::current().take(bytes.len());
                     return Poll::Ready(Some(Ok(Frame::data(bytes))));
                 }
                 Some(Err(error)) => return Poll::Ready(Some(Err(error))),

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use crate::body::Body;
 use crate::error::Failure;
+use crate::holdings::{self, Holdings};
 
 pub(super) struct Upload {
     body: Body,
@@ -20,6 +21,8 @@ pub(super) struct Upload {
     our_turn: bool,
     /// When the peer took the last frame.
     since: Instant,
+    /// Of the client, who may not be polled when the body goes on.
+    holdings: Rc<Holdings>,
 }
 
 /// An upload that a task goes on with while the answer is read. `None` when it has ended.
@@ -29,7 +32,8 @@ pub(super) type Shared = Rc<RefCell<Option<Upload>>>;
 
 impl Upload {
     pub(super) fn new(body: Body, sending: SendStream<Bytes>) -> Self {
-        Self { body, sending, our_turn: false, since: Instant::now() }
+        let (since, holdings) = (Instant::now(), holdings::current());
+        Self { body, sending, our_turn: false, since, holdings }
     }
 
     /// Since when the peer has been expected to do something; `None` while the client is.
@@ -82,6 +86,7 @@ impl Upload {
             Ok(bytes) => {
                 let is_end = self.body.is_end_stream();
                 if is_end || !bytes.is_empty() {
+                    self.holdings.give(bytes.len());
                     self.sending.send_data(bytes, is_end)?;
                 }
                 Ok(is_end)

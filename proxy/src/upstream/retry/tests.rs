@@ -3,6 +3,10 @@ use http_body_util::{BodyExt, StreamBody};
 
 use super::*;
 
+fn record() -> Record {
+    crate::trace::unread()
+}
+
 fn stream(frames: Vec<Result<Frame<Bytes>, Failure>>) -> Body {
     Body::boxed(StreamBody::new(futures_util::stream::iter(frames)))
 }
@@ -26,7 +30,7 @@ fn a_body_is_sent_again_from_its_beginning() {
     let mut trailers = HeaderMap::new();
     trailers.insert("sum", "6".parse().unwrap());
     let frames = vec![data("one"), data("two"), Ok(Frame::trailers(trailers.clone()))];
-    let replay = Replay::new(stream(frames), 6);
+    let replay = Replay::new(stream(frames), 6, record());
 
     let mut first = replay.attempt().unwrap();
     assert_eq!(next(&mut first).unwrap().unwrap().into_data().unwrap(), "one");
@@ -39,7 +43,7 @@ fn a_body_is_sent_again_from_its_beginning() {
 
 #[test]
 fn a_body_that_is_too_large_is_sent_once_and_not_held() {
-    let replay = Replay::new(stream(vec![data("one"), data("two")]), 5);
+    let replay = Replay::new(stream(vec![data("one"), data("two")]), 5, record());
     let mut first = replay.attempt().unwrap();
     assert_eq!(next(&mut first).unwrap().unwrap().into_data().unwrap(), "one");
     assert!(replay.is_possible());
@@ -53,13 +57,13 @@ fn a_body_that_is_too_large_is_sent_once_and_not_held() {
 
 #[test]
 fn a_body_that_says_it_is_too_large_is_not_copied() {
-    let replay = Replay::new(Body::full("ten bytes!"), 9);
+    let replay = Replay::new(Body::full("ten bytes!"), 9, record());
     let first = replay.attempt().unwrap();
     assert_eq!(first.size_hint().exact(), Some(10));
     assert_eq!(read(first).unwrap().0, "ten bytes!");
     assert!(replay.attempt().is_none());
     // The control.
-    let replay = Replay::new(Body::full("ten bytes!"), 10);
+    let replay = Replay::new(Body::full("ten bytes!"), 10, record());
     for _ in 0..2 {
         assert_eq!(read(replay.attempt().unwrap()).unwrap().0, "ten bytes!");
     }
@@ -67,7 +71,7 @@ fn a_body_that_says_it_is_too_large_is_not_copied() {
 
 #[test]
 fn only_the_last_attempt_reads() {
-    let replay = Replay::new(stream(vec![data("one"), data("two")]), 100);
+    let replay = Replay::new(stream(vec![data("one"), data("two")]), 100, record());
     let mut first = replay.attempt().unwrap();
     next(&mut first).unwrap().unwrap();
     let mut second = replay.attempt().unwrap();
@@ -78,14 +82,15 @@ fn only_the_last_attempt_reads() {
 
 #[test]
 fn a_client_that_failed_cannot_be_asked_again() {
-    let replay = Replay::new(stream(vec![data("one"), Err(Failure::new(Code::PP09))]), 100);
+    let replay =
+        Replay::new(stream(vec![data("one"), Err(Failure::new(Code::PP09))]), 100, record());
     assert_eq!(read(replay.attempt().unwrap()).err().unwrap().code, Code::PP09);
     assert!(replay.attempt().is_none());
 }
 
 #[test]
 fn no_body_is_always_possible() {
-    let replay = Replay::new(Body::Empty, 0);
+    let replay = Replay::new(Body::Empty, 0, record());
     assert!(replay.attempt().unwrap().is_end_stream());
     assert!(replay.is_possible());
 }
