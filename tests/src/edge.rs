@@ -31,6 +31,9 @@ const STOP_MAX: Duration = Duration::from_secs(15);
 /// with exit code 0, nothing held; in a test that fails it is killed and its log printed.
 pub struct Edge {
     process: Process,
+    name: String,
+    /// The command line.
+    words: Vec<String>,
     directory: TempDir,
     certs: Rc<Certs>,
     address: IpAddr,
@@ -56,8 +59,12 @@ impl Edge {
     /// Nodes `a` (region `ams`, 127.0.0.1) and `b` (region `fra`, 127.0.0.2), joined by a mesh,
     /// with the same ports, apps and authority.
     pub fn two_regions(apps: impl IntoIterator<Item = App>) -> [Self; 2] {
-        let [a, b] = Builder::two_regions(apps);
-        let edges = [a.start(), b.start()];
+        Self::joined(Builder::two_regions(apps))
+    }
+
+    /// Starts the nodes of [`Builder::two_regions`] and waits until they reach each other.
+    pub fn joined(nodes: [Builder; 2]) -> [Self; 2] {
+        let edges = nodes.map(Builder::start);
         for edge in &edges {
             wait::until("the nodes reach each other", || {
                 edge.status()["peers"][0]["reachable"] == true
@@ -208,6 +215,37 @@ impl Edge {
     pub fn command(&self, arguments: &[&str]) -> Outcome {
         let socket = self.path("admin.sock");
         run(Command::new(binary()).args(arguments).arg("--socket").arg(socket))
+    }
+
+    /// Kills the process. Its folder stays, and with it what it had stored.
+    pub fn kill(&mut self) {
+        self.process.signal(Signal::KILL);
+        self.process.wait(STOP_MAX);
+        self.stopped = true;
+    }
+
+    /// Starts the process again in the same folder and waits until it is ready.
+    ///
+    /// # Panics
+    /// When it does not become ready.
+    #[track_caller]
+    pub fn start_again(&mut self) {
+        let mut command = Command::new(&self.words[0]);
+        self.process = Process::start(&self.name, command.args(&self.words[1..]));
+        self.stopped = false;
+        self.becomes_ready();
+    }
+
+    #[track_caller]
+    fn becomes_ready(&mut self) {
+        let admin = self.admin;
+        wait::until("the node is ready", || {
+            if let Some(status) = self.process.has_ended() {
+                panic!("the node ended while starting: {status}");
+            }
+            let ready = Raw::try_tcp(admin).ok().and_then(|mut raw| raw.try_get("/readyz").ok());
+            ready.is_some_and(|response| response.status == 200)
+        });
     }
 
     /// Sends a signal.

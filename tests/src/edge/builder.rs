@@ -13,9 +13,9 @@ use tempfile::TempDir;
 use super::{Edge, binary};
 use crate::app::{App, Ports};
 use crate::certs::{Certs, Validity};
-use crate::client::Raw;
+use crate::collector::{Collector, Transport};
 use crate::port::{free, is_listening, loopback};
-use crate::process::Process;
+use crate::process::{Outcome, Process, run};
 use crate::wait;
 
 /// A node to be.
@@ -26,10 +26,20 @@ pub struct Builder {
     address: IpAddr,
     ports: Ports,
     apps: Vec<App>,
+    /// App files as they are, by name.
+    files: BTreeMap<String, String>,
     certs: Rc<Certs>,
     sections: BTreeMap<&'static str, Vec<String>>,
     mesh: Option<Mesh>,
     wrapper: Vec<String>,
+    user: Option<User>,
+    seed: Option<String>,
+}
+
+/// Who runs the node instead of the test's own user.
+struct User {
+    id: u32,
+    capabilities: String,
 }
 
 struct Mesh {
@@ -62,10 +72,13 @@ impl Builder {
             address: loopback(1),
             ports: Ports { http: free(), https: free(), tcp: free() },
             apps: Vec::new(),
+            files: BTreeMap::new(),
             certs: Rc::new(Certs::new()),
             sections: BTreeMap::new(),
             mesh: None,
             wrapper: Vec::new(),
+            user: None,
+            seed: None,
         };
         builder.timeout("drain", "5s")
     }
@@ -97,6 +110,17 @@ impl Builder {
         self.apps([app])
     }
 
+    /// An app file `apps/<name>.toml` with exactly this text.
+    pub fn app_file(mut self, name: &str, text: &str) -> Self {
+        self.files.insert(name.to_owned(), text.to_owned());
+        self
+    }
+
+    /// A line `key = value` of any section; the last one of a key counts.
+    pub fn set(self, section: &'static str, line: &str) -> Self {
+        self.line(section, line.to_owned())
+    }
+
     /// So many worker threads instead of two.
     pub fn workers(mut self, workers: usize) -> Self {
         self.workers = workers;
@@ -113,6 +137,46 @@ impl Builder {
         self.line("timeouts", format!("{key} = {value:?}"))
     }
 
+    /// A line of `[telemetry]` or, as `telemetry.otlp`, of a part of it.
+    pub fn telemetry(self, section: &'static str, line: &str) -> Self {
+        self.line(section, line.to_owned())
+    }
+
+    /// Sends what it keeps to `collector`, at once, and no metrics.
+    pub fn exporting(self, collector: &Collector, transport: Transport) -> Self {
+        self.exporting_to(&collector.endpoint(), transport)
+    }
+
+    /// The same, to whatever is there.
+    pub fn exporting_to(self, endpoint: &str, transport: Transport) -> Self {
+        let protocol = match transport {
+            Transport::Http => "http/protobuf",
+            Transport::Grpc => "grpc",
+        };
+        self.telemetry("telemetry.otlp", &format!("endpoint = {endpoint:?}"))
+            .telemetry("telemetry.otlp", &format!("protocol = {protocol:?}"))
+            .telemetry("telemetry.otlp", "schedule_delay = \"10ms\"")
+            .telemetry("telemetry.otlp", "metric_interval = \"1h\"")
+    }
+
+    /// Keeps so many of a hundred requests that nothing is special about, without a cap.
+    pub fn sampling(self, percent: u32) -> Self {
+        self.telemetry("telemetry.records", &format!("sample_percent = {percent}.0"))
+            .telemetry("telemetry.records", "exports_per_second_max = 1_000_000")
+            .telemetry("telemetry.records", "app_exports_per_second_max = 1_000_000")
+    }
+
+    /// Watches the heap in the scales of a test: a leak is named within a minute.
+    pub fn heapwatch_for_tests(self) -> Self {
+        self.line("memory", "profile = \"test\"".to_owned())
+    }
+
+    /// Starts `ferrule-seeded` with this leak instead of `ferrule`.
+    pub fn seeded(mut self, leak: &str) -> Self {
+        self.seed = Some(leak.to_owned());
+        self
+    }
+
     /// What the node shows its peers.
     ///
     /// # Panics
@@ -123,8 +187,16 @@ impl Builder {
     }
 
     /// Starts the binary through this command, such as `prlimit --nofile=64`.
-    pub fn through(mut self, command: &[&str]) -> Self {
-        self.wrapper = command.iter().map(|word| (*word).to_owned()).collect();
+    pub fn through(mut self, command: &[impl AsRef<str>]) -> Self {
+        self.wrapper = command.iter().map(|word| word.as_ref().to_owned()).collect();
+        self
+    }
+
+    /// Runs the node as the user `id` with these ambient capabilities and no others, such as
+    /// `net_admin`: what a service manager does.
+    pub fn as_user(mut self, id: u32, capabilities: &[&str]) -> Self {
+        let capabilities = capabilities.iter().map(|name| format!(",+{name}")).collect();
+        self.user = Some(User { id, capabilities });
         self
     }
 
@@ -169,6 +241,10 @@ impl Builder {
             let names: Vec<&str> = app.hostnames().iter().map(String::as_str).collect();
             self.certs.leaf(&names).write(&directory.join("certificates").join(app.name()));
         }
+        for (name, text) in &self.files {
+            let path = directory.join("apps").join(name).with_extension("toml");
+            fs::write(path, text).expect("the folder is ours");
+        }
         if let Some(mesh) = &self.mesh {
             mesh.pair(&self.id, &self.certs).write(&directory.join("mesh"));
             fs::copy(self.certs.ca(), directory.join("mesh-ca.pem")).expect("the folder is ours");
@@ -199,24 +275,62 @@ impl Builder {
     pub fn start_until_ready(self) -> Edge {
         let directory = TempDir::with_prefix("ferrule-edge-").expect("a temporary folder");
         let admin = self.write(directory.path());
-        let mut words = self.wrapper.clone();
-        words.push(binary().to_string_lossy().into_owned());
-        let mut command = Command::new(&words[0]);
-        command.args(&words[1..]).arg("run").arg("--config");
-        command.arg(directory.path().join("edge.toml"));
-        let process = Process::start(&format!("node {}", self.id), &mut command);
-        let Self { certs, address, ports, mesh, .. } = self;
+        let words = self.words(directory.path());
+        let Self { id, certs, address, ports, mesh, .. } = self;
+        let name = format!("node {id}");
+        let process = Process::start(&name, Command::new(&words[0]).args(&words[1..]));
         let mesh = mesh.map(|mesh| mesh.address);
+        let stopped = false;
         let mut edge =
-            Edge { process, directory, certs, address, ports, admin, mesh, stopped: false };
-        wait::until("the node is ready", || {
-            if let Some(status) = edge.process.has_ended() {
-                panic!("the node ended while starting: {status}");
-            }
-            let ready = Raw::try_tcp(admin).ok().and_then(|mut raw| raw.try_get("/readyz").ok());
-            ready.is_some_and(|response| response.status == 200)
-        });
+            Edge { process, name, words, directory, certs, address, ports, admin, mesh, stopped };
+        edge.becomes_ready();
         edge
+    }
+
+    /// Starts the node, which is expected to give up.
+    ///
+    /// # Panics
+    /// When it still runs after a while.
+    #[track_caller]
+    pub fn gives_up(self) -> Outcome {
+        let directory = TempDir::with_prefix("ferrule-edge-").expect("a temporary folder");
+        self.write(directory.path());
+        let words = self.words(directory.path());
+        let mut process = Process::start("a node", Command::new(&words[0]).args(&words[1..]));
+        let code = process.wait(wait::PATIENCE).code().unwrap_or(-1);
+        Outcome { code, stdout: String::new(), stderr: process.output() }
+    }
+
+    /// The command line that starts the node in `directory`.
+    fn words(&self, directory: &Path) -> Vec<String> {
+        let mut words = self.wrapper.clone();
+        let mut program = binary();
+        if let Some(seed) = &self.seed {
+            words.extend(["env".to_owned(), format!("FERRULE_SEED={seed}")]);
+            program.set_file_name("ferrule-seeded");
+            assert!(program.is_file(), "{} is missing: run `make build`", program.display());
+        }
+        if let Some(User { id, capabilities }) = &self.user {
+            // The user may not be able to reach the folder that the binary was built in.
+            let copy = directory.join("ferrule");
+            fs::copy(&program, &copy).expect("the folder is ours");
+            program = copy;
+            let owner = format!("{id}:{id}");
+            let owned = run(Command::new("chown").args(["-R", &owner]).arg(directory));
+            assert_eq!(owned.code, 0, "{}", owned.stderr);
+            let id = id.to_string();
+            let only = format!("-all{capabilities}");
+            words.extend(["setpriv", "--reuid", &id, "--regid", &id].map(str::to_owned));
+            words.extend(["--clear-groups", "--no-new-privs"].map(str::to_owned));
+            for set in ["--bounding-set", "--inh-caps", "--ambient-caps"] {
+                words.extend([set, &only].map(str::to_owned));
+            }
+            words.push("--".to_owned());
+        }
+        let config = directory.join("edge.toml");
+        words.extend([program.display().to_string(), "run".to_owned(), "--config".to_owned()]);
+        words.push(config.display().to_string());
+        words
     }
 
     fn config(&self, admin: SocketAddr) -> String {
@@ -224,11 +338,14 @@ impl Builder {
         let mut text = format!(
             "[node]\nid = {id:?}\nregion = {region:?}\nworkers = {workers}\n\n\
              [storage]\ndirectory = \"storage\"\n\n\
-             [listen]\nmode = \"bind\"\naddresses = [\"{address}\"]\n\n\
              [inventory]\nsource = \"directory\"\ndirectory = \"apps\"\n\n\
              [certificates]\ndirectory = \"certificates\"\n\n\
              [admin]\naddress = \"{admin}\"\nsocket = \"admin.sock\"\n"
         );
+        if !self.sections.contains_key("listen") {
+            write!(text, "\n[listen]\nmode = \"bind\"\naddresses = [\"{address}\"]\n")
+                .expect("a String takes everything");
+        }
         for (section, lines) in &self.sections {
             write!(text, "\n[{section}]\n{}\n", lines.join("\n"))
                 .expect("a String takes everything");
