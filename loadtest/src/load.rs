@@ -28,6 +28,8 @@ pub(crate) struct Load {
     pub succeeded: u64,
     pub failed: u64,
     pub per_second: f64,
+    /// Seconds, where the program says so.
+    pub p99: Option<f64>,
 }
 
 impl Scenario {
@@ -71,6 +73,7 @@ fn oha(url: &str, peer: &Peer, duration: Duration) -> Result<Load> {
         failed: count("statusCodeDistribution", &|status| status != "200")
             + count("errorDistribution", &|error| !error.contains("deadline")),
         per_second: report["summary"]["requestsPerSec"].as_f64().unwrap_or_default(),
+        p99: report["latencyPercentiles"]["p99"].as_f64(),
     })
 }
 
@@ -90,7 +93,7 @@ fn h2load(peer: &Peer, duration: Duration) -> Result<Load> {
     let succeeded = count("succeeded");
     ensure!(succeeded > 0, "h2load got nothing: {text}");
     let per_second = succeeded as f64 / duration.as_secs_f64();
-    Ok(Load { succeeded, failed: count("failed") + count("timeout"), per_second })
+    Ok(Load { succeeded, failed: count("failed") + count("timeout"), per_second, p99: None })
 }
 
 fn pinned(program: &str) -> Result<Command> {

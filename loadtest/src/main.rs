@@ -1,4 +1,5 @@
-//! Measures what ferrule costs beside its peers: CPU per request and memory per idle connection.
+//! Measures what ferrule costs beside its peers, CPU per request and memory per idle connection, and
+//! whether its memory grows with the requests it answers.
 //!
 //! The method and how to read the numbers: `README.md` beside this crate.
 
@@ -7,6 +8,9 @@ mod peer;
 mod load;
 mod idle;
 mod report;
+mod servers;
+mod slope;
+mod flat;
 
 use std::fs;
 use std::path::PathBuf;
@@ -14,16 +18,33 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use clap::Parser;
+use clap::{Args, Parser, Subcommand};
 use tempfile::TempDir;
 
+use flat::Flat;
 use load::Scenario;
 use peer::{Origin, Peer};
 use report::{Report, Sample};
+use servers::Collector;
 
 /// CPU per request and memory per idle connection: ferrule, nginx and HAProxy in one interleaved run.
 #[derive(Parser)]
+#[command(args_conflicts_with_subcommands = true)]
 struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    bench: Bench,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Whether memory grows with the requests that are answered; fails unless it is flat.
+    Flat(Flat),
+}
+
+#[derive(Args)]
+struct Bench {
     /// The binary under test.
     #[arg(long, default_value = "target/release/ferrule")]
     ferrule: PathBuf,
@@ -36,7 +57,11 @@ struct Arguments {
     /// Idle connections per memory sample; 0 leaves memory out.
     #[arg(long, default_value_t = 2_000)]
     idle: usize,
-    /// Peers to run, of `ferrule`, `nginx` and `haproxy`; those not installed are left out.
+    /// Another build of it, the peer `before`.
+    #[arg(long)]
+    before: Option<PathBuf>,
+    /// Peers to run, of `ferrule`, `observed` (with a collector), `logged` (and an access log),
+    /// `before`, `nginx` and `haproxy`; those not installed are left out.
     #[arg(long, value_delimiter = ',', default_value = "ferrule,nginx,haproxy")]
     peers: Vec<String>,
     /// Scenarios to run: `h1`, `h1tls`, `h2`.
@@ -48,12 +73,24 @@ struct Arguments {
 }
 
 fn main() -> Result<()> {
-    let arguments = Arguments::parse();
+    let Arguments { command, bench } = Arguments::parse();
+    match command {
+        Some(Command::Flat(flat)) => flat.run(),
+        None => compare(&bench),
+    }
+}
+
+fn compare(arguments: &Bench) -> Result<()> {
     let directory = TempDir::with_prefix("ferrule-bench-")?;
     let origin = Origin::start(directory.path())?;
+    let collector = Collector::start(true)?;
     let certificate = peer::Certificate::write(directory.path())?;
     let start = |name: &String| {
-        Peer::start(name, &arguments.ferrule, directory.path(), &certificate, &origin)
+        let program = match name.as_str() {
+            "before" => arguments.before.as_ref().context("--before is not given")?,
+            _ => &arguments.ferrule,
+        };
+        Peer::start(name, program, directory.path(), &certificate, &origin, &collector)
             .with_context(|| format!("starting {name}"))
     };
     let mut peers = Vec::new();
@@ -65,7 +102,7 @@ fn main() -> Result<()> {
     }
     ensure!(!peers.is_empty(), "no peer to measure");
     let mut report = Report::new(peers.iter().map(Peer::describe).collect());
-    requests(&arguments, &peers, &mut report)?;
+    requests(arguments, &peers, &mut report)?;
     let names: Vec<String> = peers.drain(..).map(|peer| peer.name().to_owned()).collect();
     if arguments.idle > 0 {
         for &scenario in &arguments.scenarios {
@@ -87,7 +124,7 @@ fn main() -> Result<()> {
 }
 
 /// Every scenario, peers taking turns: what disturbs the machine disturbs all of them.
-fn requests(arguments: &Arguments, peers: &[Peer], report: &mut Report) -> Result<()> {
+fn requests(arguments: &Bench, peers: &[Peer], report: &mut Report) -> Result<()> {
     let duration = Duration::from_secs(arguments.seconds);
     for &scenario in &arguments.scenarios {
         for peer in peers {

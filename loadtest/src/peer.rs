@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::machine;
+use crate::servers::Collector;
 
 /// The name every client asks for.
 pub(crate) const NAME: &str = "bench.test";
@@ -20,7 +21,7 @@ const PROXY_CPU: &str = "0";
 pub(crate) const LOAD_CPU: &str = "1";
 
 /// A child that ends with its owner.
-struct Running(Child);
+pub(crate) struct Running(Child);
 
 /// What every proxy forwards to.
 pub(crate) struct Origin {
@@ -56,9 +57,10 @@ impl Peer {
         directory: &Path,
         certificate: &Certificate,
         origin: &Origin,
+        collector: &Collector,
     ) -> Result<Option<Self>> {
         let program = match name {
-            "ferrule" => {
+            "ferrule" | "observed" | "logged" | "before" => {
                 fs::canonicalize(ferrule).with_context(|| ferrule.display().to_string())?
             }
             "nginx" | "haproxy" => match find(name) {
@@ -72,7 +74,9 @@ impl Peer {
         let (http, https) = (free()?, free()?);
         let places = Places { home: &home, http, https, certificate, origin: origin.address };
         let arguments = match name {
-            "ferrule" => places.ferrule()?,
+            "ferrule" | "before" => places.ferrule("")?,
+            "observed" => places.ferrule(&exporting(collector))?,
+            "logged" => places.ferrule(&(exporting(collector) + LOGGING))?,
             "nginx" => places.nginx()?,
             _ => places.haproxy()?,
         };
@@ -186,7 +190,12 @@ impl Running {
         command.args(["-c", cpu]).arg(program).args(arguments);
         let log = fs::File::create(home.join("log"))?;
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        Ok(Self(command.spawn().context("taskset")?))
+        Self::spawn(command)
+    }
+
+    pub(crate) fn spawn(mut command: Command) -> Result<Self> {
+        let child = command.spawn();
+        Ok(Self(child.with_context(|| command.get_program().display().to_string())?))
     }
 }
 
@@ -218,7 +227,8 @@ struct Places<'a> {
 }
 
 impl Places<'_> {
-    fn ferrule(&self) -> Result<Vec<String>> {
+    /// With these sections beside the usual ones.
+    fn ferrule(&self, sections: &str) -> Result<Vec<String>> {
         let Self { home, http, https, certificate, origin } = self;
         fs::create_dir_all(home.join("apps"))?;
         fs::create_dir_all(home.join("certificates"))?;
@@ -232,7 +242,8 @@ impl Places<'_> {
              [listen]\nmode = \"bind\"\naddresses = [\"{}\"]\n\
              [limits]\napp_connections_max = 50000\n\
              [timeouts]\nh1_idle = \"5m\"\nh2_idle = \"5m\"\n\
-             [admin]\naddress = \"{admin}\"\nsocket = \"admin.sock\"\n",
+             [admin]\naddress = \"{admin}\"\nsocket = \"admin.sock\"\n\
+             {sections}",
             http.ip()
         );
         let app = format!(
@@ -288,6 +299,13 @@ impl Places<'_> {
     }
 }
 
+/// Requests are recorded and sampled as by default.
+fn exporting(collector: &Collector) -> String {
+    format!("[telemetry.otlp]\nendpoint = \"{}\"\n", collector.endpoint())
+}
+
+const LOGGING: &str = "[telemetry.access_log]\npath = \"/dev/null\"\n";
+
 /// A master and one worker, nothing recycled while it is measured.
 fn nginx_arguments(home: &Path, server: &str, upstream: &str) -> Result<Vec<String>> {
     let path = text(home);
@@ -312,7 +330,7 @@ fn nginx_arguments(home: &Path, server: &str, upstream: &str) -> Result<Vec<Stri
 }
 
 fn version(program: &Path, name: &str) -> Result<String> {
-    let flag = if name == "ferrule" { "--version" } else { "-v" };
+    let flag = if matches!(name, "nginx" | "haproxy") { "-v" } else { "--version" };
     let output = Command::new(program).arg(flag).output()?;
     let said = [output.stdout, output.stderr].concat();
     let said = String::from_utf8_lossy(&said);
@@ -327,7 +345,7 @@ pub(crate) fn find(name: &str) -> Option<PathBuf> {
     std::env::split_paths(&path).chain(own).map(|place| place.join(name)).find(|p| p.is_file())
 }
 
-fn free() -> Result<SocketAddr> {
+pub(crate) fn free() -> Result<SocketAddr> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
 }
 

@@ -19,6 +19,7 @@ pub(crate) struct Sample {
     cost: f64,
     measure: Measure,
     requests_per_second: Option<f64>,
+    p99_milliseconds: Option<f64>,
     /// Share of one CPU that the proxy used; below about 0.95 the load was the limit.
     utilisation: Option<f64>,
     /// CPUs that processes outside the run used meanwhile.
@@ -55,6 +56,7 @@ impl Sample {
             cost: cpu.as_secs_f64() * 1e6 / load.succeeded as f64,
             measure: Measure::CpuMicrosecondsPerRequest,
             requests_per_second: Some(load.per_second),
+            p99_milliseconds: load.p99.map(|seconds| seconds * 1e3),
             utilisation: Some(cpu.as_secs_f64() / seconds),
             others: Some(others),
         }
@@ -73,6 +75,7 @@ impl Sample {
             cost: (after as f64 - before as f64) / count as f64,
             measure: Measure::KibPerIdleConnection,
             requests_per_second: None,
+            p99_milliseconds: None,
             utilisation: None,
             others: None,
         }
@@ -81,7 +84,9 @@ impl Sample {
 
 impl fmt::Display for Sample {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { scenario, peer, cost, measure, requests_per_second, utilisation, others } = self;
+        let Self {
+            scenario, peer, cost, measure, requests_per_second, utilisation, others, ..
+        } = self;
         write!(f, "{:<12} {peer:<8} ", scenario.name())?;
         match measure {
             Measure::CpuMicrosecondsPerRequest => write!(
@@ -119,15 +124,27 @@ impl Report {
             "Peers: {}.\nOther processes used {others:.2} CPUs (median).\n\n",
             self.peers.join(", ")
         );
-        text.push_str("| scenario | proxy | CPU µs/request (min–max) | requests/s | CPU used | KiB/idle connection | CPU × nginx | KiB × nginx |\n");
-        text.push_str("|---|---|---|---|---|---|---|---|\n");
+        let baseline = self.baseline();
+        let columns = [
+            "scenario",
+            "proxy",
+            "CPU µs/request (min–max)",
+            "requests/s",
+            "p99 ms",
+            "CPU used",
+            "KiB/idle connection",
+            &format!("CPU × {baseline}"),
+            &format!("p99 × {baseline}"),
+            &format!("KiB × {baseline}"),
+        ];
+        text.push_str(&format!("| {} |\n|{}\n", columns.join(" | "), "---|".repeat(columns.len())));
         for scenario in [Scenario::H1, Scenario::H1tls, Scenario::H2] {
             for peer in &self.peers {
                 let peer = peer.split(' ').next().unwrap_or_default();
                 self.row(&mut text, scenario, peer);
             }
         }
-        text.push_str("\nDifferences below 10 % are not resolved; compare only inside one run.\n");
+        text.push_str("\nDifferences below 10 % are not resolved by five samples; compare only inside one run.\n");
         text
     }
 
@@ -148,19 +165,35 @@ impl Report {
         let most = cpu.iter().map(|sample| sample.cost).fold(0.0, f64::max);
         let rate = median(cpu.iter().filter_map(|sample| sample.requests_per_second));
         let used = median(cpu.iter().filter_map(|sample| sample.utilisation));
-        let cpu_ratio = cost(&cpu) / cost(&of("nginx", Measure::CpuMicrosecondsPerRequest));
-        let memory_ratio = cost(&memory) / cost(&of("nginx", Measure::KibPerIdleConnection));
-        writeln!(
-            text,
-            "| {} | {peer} | {} ({least:.1}–{most:.1}) | {rate:.0} | {used:.2} | {} | {} | {} |",
-            scenario.name(),
-            number(cost(&cpu), 1),
+        let p99 = median(cpu.iter().filter_map(|sample| sample.p99_milliseconds));
+        let base_cpu = of(self.baseline(), Measure::CpuMicrosecondsPerRequest);
+        let base_memory = of(self.baseline(), Measure::KibPerIdleConnection);
+        let cells = [
+            scenario.name().to_owned(),
+            peer.to_owned(),
+            format!("{} ({least:.1}–{most:.1})", number(cost(&cpu), 1)),
+            number(rate, 0),
+            number(p99, 2),
+            number(used, 2),
             number(cost(&memory), 1),
-            number(cpu_ratio, 2),
-            number(memory_ratio, 2),
-        )
-        .expect("a String takes everything");
+            number(paired(&cpu, &base_cpu, |sample| Some(sample.cost)), 3),
+            number(paired(&cpu, &base_cpu, |sample| sample.p99_milliseconds), 3),
+            number(cost(&memory) / cost(&base_memory), 2),
+        ];
+        writeln!(text, "| {} |", cells.join(" | ")).expect("a String takes everything");
     }
+
+    /// Whom the others are compared with: nginx, or who comes first.
+    fn baseline(&self) -> &str {
+        let mut names = self.peers.iter().filter_map(|peer| peer.split(' ').next());
+        names.clone().find(|name| *name == "nginx").or_else(|| names.next()).unwrap_or_default()
+    }
+}
+
+/// The median of the ratios of samples that were taken one after the other, so that what changes
+/// slowly on the machine is in both.
+fn paired(samples: &[&Sample], baseline: &[&Sample], of: impl Fn(&Sample) -> Option<f64>) -> f64 {
+    median(samples.iter().zip(baseline).filter_map(|(one, base)| Some(of(one)? / of(base)?)))
 }
 
 fn number(value: f64, digits: usize) -> String {
