@@ -3,8 +3,12 @@
 //! They come from below the range the kernel gives to outgoing connections, and each process
 //! starts at another place, so that neither a client's socket nor another test run gets between
 //! choosing a port and binding it.
+//! Whether one is free is read, not tried: a child that another test is just starting holds a copy
+//! of every socket until it executes its program, and a port that was bound for a moment would be
+//! taken for as long.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::io::{BufRead as _, BufReader};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 const FIRST: u32 = 10_000;
@@ -21,7 +25,7 @@ pub fn free() -> u16 {
     for _ in 0..COUNT {
         let offset = start.wrapping_add(NEXT.fetch_add(1, Relaxed)) % COUNT;
         let port = u16::try_from(FIRST + offset).expect("the range ends below 65,536");
-        if TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).is_ok() {
+        if !listening().any(|(_, taken)| taken == port) {
             return port;
         }
     }
@@ -33,13 +37,24 @@ pub fn free() -> u16 {
 /// # Panics
 /// When the kernel does not tell.
 pub fn is_listening(address: SocketAddr) -> bool {
-    const LISTEN: &str = "0A";
     let IpAddr::V4(ip) = address.ip() else { return false };
-    let place = format!("{:08X}:{:04X}", u32::from_le_bytes(ip.octets()), address.port());
-    let table = std::fs::read_to_string("/proc/net/tcp").expect("the kernel tells");
-    table.lines().any(|line| {
-        let mut fields = line.split_whitespace().skip(1);
-        fields.next() == Some(&place) && fields.nth(1) == Some(LISTEN)
+    let ip = format!("{:08X}", u32::from_le_bytes(ip.octets()));
+    listening().any(|place| place == (ip.clone(), address.port()))
+}
+
+/// Where anybody listens: the address as the kernel writes it, and the port.
+fn listening() -> impl Iterator<Item = (String, u16)> {
+    const LISTEN: &str = "0A";
+    ["/proc/net/tcp", "/proc/net/tcp6"].into_iter().flat_map(|table| {
+        let table = std::fs::File::open(table).expect("the kernel tells");
+        let lines = BufReader::new(table).lines().skip(1).map(|line| line.expect("it is text"));
+        // Those that listen come first, before what may be many thousand connections.
+        lines.map_while(|line| {
+            let mut fields = line.split_whitespace().skip(1);
+            let (address, port) = fields.next()?.split_once(':')?;
+            (fields.nth(1) == Some(LISTEN)).then_some(())?;
+            Some((address.to_owned(), u16::from_str_radix(port, 16).ok()?))
+        })
     })
 }
 
