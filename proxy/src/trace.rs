@@ -279,7 +279,7 @@ impl Trace {
 
     /// The field that tells the client where its record is.
     pub fn id(record: &Record) -> HeaderValue {
-        HeaderValue::try_from(format!("{:032x}", record.trace().0))
+        HeaderValue::try_from(record.trace().to_string())
             .expect("hexadecimal digits are visible ASCII")
     }
 

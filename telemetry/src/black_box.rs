@@ -244,7 +244,7 @@ fn next(counter: &AtomicU64) -> u64 {
 pub(crate) fn program() -> (String, Option<Module>) {
     let path = std::env::current_exe().unwrap_or_default();
     let is_program = |module: &Module| Path::new(&module.path) == path;
-    (modules::own_build_id(), modules::mapped().into_iter().find(is_program))
+    (crate::stack::build_id().to_owned(), modules::mapped().into_iter().find(is_program))
 }
 
 /// The last component of a path, for people.

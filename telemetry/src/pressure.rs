@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 
-use crate::metrics::{Counter, Registry};
+use crate::metrics::{Counter, Metric, Registry, catalogue};
 
 /// What is given up, mildest first. Each includes those before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -124,24 +124,17 @@ impl Ladder {
     /// A ladder that tells `shared` its level, and counts its steps.
     pub fn new(config: Config, shared: Pressure, registry: &Registry) -> Self {
         let read = shared.clone();
-        let help = "Steps of the pressure ladder that hold: 0 calm to 5 reset.";
-        registry
-            .gauge_read("ferrule_pressure_level", help, &[], move || f64::from(read.level() as u8));
-        let counters = |name, help| {
-            Level::ALL.map(|level| registry.counter(name, help, &[("level", level.as_str())]))
+        catalogue::PRESSURE_LEVEL
+            .gauge_read_in(registry, &[], move || f64::from(read.level() as u8));
+        let counters = |metric: &Metric| {
+            Level::ALL.map(|level| metric.counter_in(registry, &[level.as_str()]))
         };
         Self {
             config,
             level: Level::Calm,
             shared,
-            entered: counters(
-                "ferrule_pressure_entered_total",
-                "Times that a step of the pressure ladder was entered.",
-            ),
-            left: counters(
-                "ferrule_pressure_left_total",
-                "Times that a step of the pressure ladder was left.",
-            ),
+            entered: counters(&catalogue::PRESSURE_ENTERED),
+            left: counters(&catalogue::PRESSURE_LEFT),
         }
     }
 

@@ -88,7 +88,7 @@ fn read_frame(frame: usize) -> [usize; 2] {
 
 #[allow(unsafe_code, reason = "no function of the library reads the register")]
 #[inline(always)]
-fn frame_pointer() -> usize {
+pub(crate) fn frame_pointer() -> usize {
     let frame: usize;
     // SAFETY: copies a register; touches neither memory nor stack nor flags.
     unsafe {

@@ -30,7 +30,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::ledger::{Ledger, Unit};
-use crate::metrics::{Counter, Registry};
+use crate::metrics::{Counter, Registry, catalogue};
 
 use self::audit::{Audit, What};
 use self::budget::{Bucket, NodeBudget, since};
@@ -168,18 +168,10 @@ impl Verbosity {
     /// With keys that are in no file.
     pub fn new(config: &Config, keys: Keys, registry: &Registry, ledger: &Ledger) -> Self {
         let started = Instant::now();
-        let token = |outcome: Outcome| {
-            let help = "Tokens in ferrule-trace, by what became of them.";
-            let labels = [("outcome", outcome.as_str())];
-            registry.counter("ferrule_trace_tokens_total", help, &labels)
-        };
-        let rule = |outcome| {
-            let help = "Requests that a verbosity rule matched, by what became of them.";
-            let labels = [("outcome", outcome)];
-            registry.counter("ferrule_trace_rule_matches_total", help, &labels)
-        };
-        let help = "Verbose requests that the node's budget left normal.";
-        let suppressed = registry.counter("ferrule_verbose_suppressed_total", help, &[]);
+        let token =
+            |outcome: Outcome| catalogue::TRACE_TOKENS.counter_in(registry, &[outcome.as_str()]);
+        let rule = |outcome| catalogue::TRACE_RULE_MATCHES.counter_in(registry, &[outcome]);
+        let suppressed = catalogue::VERBOSE_SUPPRESSED.counter_in(registry, &[]);
         let entries = |name, cap: usize| ledger.open(name, Unit::Entries, cap as u64);
         Self {
             started,

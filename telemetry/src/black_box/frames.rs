@@ -7,12 +7,12 @@
 //! the very most. Frames are there because everything is built with frame pointers
 //! (`.cargo/config.toml`); code without them ends the walk or leaves out its callers.
 
-use std::arch::asm;
 use std::fs::File;
 
 use rustix::io::pread;
 
 use super::layout::FRAMES_MAX;
+use crate::stack;
 
 /// Return addresses, innermost first.
 #[derive(Debug, Clone, Copy, Default)]
@@ -33,7 +33,7 @@ impl Frames {
     /// Walks up from the caller; `memory` is `/proc/self/mem`.
     #[inline(never)]
     pub(super) fn walk(memory: &File) -> Self {
-        Self::from(memory, frame_pointer())
+        Self::from(memory, stack::frame_pointer() as u64)
     }
 
     pub(super) fn pcs(&self) -> &[u64] {
@@ -82,25 +82,6 @@ impl Window {
         };
         Some([word(at)?, word(at + 8)?])
     }
-}
-
-/// The frame pointer of the function this is inlined into.
-#[inline(always)]
-fn frame_pointer() -> u64 {
-    let frame: u64;
-    #[cfg(target_arch = "x86_64")]
-    #[allow(unsafe_code, reason = "a register has no other name")]
-    // SAFETY: copies a register; no memory is touched and no flag changed.
-    unsafe {
-        asm!("mov {}, rbp", out(reg) frame, options(nomem, nostack, preserves_flags));
-    }
-    #[cfg(target_arch = "aarch64")]
-    #[allow(unsafe_code, reason = "a register has no other name")]
-    // SAFETY: copies a register; no memory is touched and no flag changed.
-    unsafe {
-        asm!("mov {}, x29", out(reg) frame, options(nomem, nostack, preserves_flags));
-    }
-    frame
 }
 
 #[cfg(test)]

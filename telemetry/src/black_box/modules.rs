@@ -23,12 +23,6 @@ pub(super) fn mapped() -> Vec<Module> {
     modules
 }
 
-/// What identifies the running program's file; empty when the linker put nothing in.
-pub(super) fn own_build_id() -> String {
-    let build_id = |file: File| Elf::read(&file)?.build_id(&file);
-    File::open("/proc/self/exe").ok().and_then(build_id).unwrap_or_default()
-}
-
 /// The file that holds `pc`, and the address there.
 pub(super) fn locate(modules: &[Module], pc: u64) -> Option<(&Module, u64)> {
     let module = modules.iter().find(|module| (module.start..module.end).contains(&pc))?;
@@ -167,6 +161,6 @@ mod tests {
         let program = std::env::current_exe().unwrap();
         assert_eq!(module.path, program.to_string_lossy());
         assert!(address < fs::metadata(program).unwrap().len());
-        assert_eq!(module.build_id, own_build_id());
+        assert_eq!(module.build_id, crate::stack::build_id());
     }
 }

@@ -16,6 +16,7 @@ use super::{BlackBox, modules};
 use crate::cgroup::Cgroup;
 use crate::clock;
 use crate::process::Process;
+use crate::stack;
 
 /// Name of the file within the storage directory.
 pub const FILE: &str = "blackbox";
@@ -208,7 +209,7 @@ fn begin(map: &Map, cgroup: Option<&Cgroup>, now: &Surroundings, node: &str, pro
     }
     map.store(header::PEAK, UNKNOWN);
     map.store_text(header::BOOT, boot_id);
-    map.store_text(header::BUILD, &modules::own_build_id());
+    map.store_text(header::BUILD, stack::build_id());
     map.store_text(header::PROGRAM, program);
     map.store_text(header::NODE, node);
     let path = cgroup.map(|cgroup| cgroup.path().to_string_lossy()).unwrap_or_default();

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use opentelemetry_otlp::{
-    LogExporter, RetryPolicy, SpanExporter, WithExportConfig as _, WithHttpConfig as _,
+    LogExporter, RetryPolicy, SpanExporter, WithExportConfig, WithHttpConfig,
 };
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::logs::LogExporter as _;
@@ -39,14 +39,8 @@ impl<'a> Exporters<'a> {
         resource: &Resource,
     ) -> Result<(SpanExporter, Arc<Transport>), StartError> {
         let transport = self.transport(target)?;
-        let mut exporter = SpanExporter::builder()
-            .with_http()
-            .with_shared_http_client(transport.clone())
-            .with_endpoint(transport.target().uri.to_string())
-            .with_protocol(opentelemetry_otlp::Protocol::HttpBinary)
-            .with_retry_policy(RetryPolicy::disabled())
-            .build()
-            .map_err(StartError::Build)?;
+        let builder = over(&transport, SpanExporter::builder().with_http());
+        let mut exporter = builder.build().map_err(StartError::Build)?;
         exporter.set_resource(resource);
         Ok((exporter, transport))
     }
@@ -57,14 +51,8 @@ impl<'a> Exporters<'a> {
         resource: &Resource,
     ) -> Result<(LogExporter, Arc<Transport>), StartError> {
         let transport = self.transport(target)?;
-        let mut exporter = LogExporter::builder()
-            .with_http()
-            .with_shared_http_client(transport.clone())
-            .with_endpoint(transport.target().uri.to_string())
-            .with_protocol(opentelemetry_otlp::Protocol::HttpBinary)
-            .with_retry_policy(RetryPolicy::disabled())
-            .build()
-            .map_err(StartError::Build)?;
+        let builder = over(&transport, LogExporter::builder().with_http());
+        let mut exporter = builder.build().map_err(StartError::Build)?;
         exporter.set_resource(resource);
         Ok((exporter, transport))
     }
@@ -83,4 +71,13 @@ impl<'a> Exporters<'a> {
         let account = self.ledger.open("telemetry_encoding", Unit::Bytes, cap as u64);
         Ok(Transport::new(pool, target, account))
     }
+}
+
+/// Sends through `transport`, which also decides what is tried again.
+fn over<B: WithExportConfig + WithHttpConfig>(transport: &Arc<Transport>, builder: B) -> B {
+    builder
+        .with_shared_http_client(transport.clone())
+        .with_endpoint(transport.target().uri.to_string())
+        .with_protocol(opentelemetry_otlp::Protocol::HttpBinary)
+        .with_retry_policy(RetryPolicy::disabled())
 }

@@ -112,7 +112,7 @@ fn remembered(text: &mut String, exemplar: &Exemplar) {
     let Exemplar { trace, micros, unix_ms, .. } = exemplar;
     let (seconds, ms) = (unix_ms / 1000, unix_ms % 1000);
     let value = Number::Micros(*micros);
-    write!(text, " # {{trace_id=\"{:032x}\"}} {value} {seconds}.{ms:03}", trace.0)
+    write!(text, " # {{trace_id=\"{trace}\"}} {value} {seconds}.{ms:03}")
         .expect("a String takes everything");
 }
 

@@ -205,6 +205,6 @@ impl Drop for Record {
 
 impl std::fmt::Debug for Record {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Record({:032x})", self.trace().0)
+        write!(f, "Record({})", self.trace())
     }
 }

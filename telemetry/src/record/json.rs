@@ -23,10 +23,11 @@ fn segment(finished: &Finished) -> Json {
 }
 
 fn wide(wide: &Wide) -> Json {
-    let remote = |it: super::Remote| json!({ "trace": format!("{:032x}", it.trace.0), "span": format!("{:016x}", it.span.0) });
+    let remote =
+        |it: super::Remote| json!({ "trace": it.trace.to_string(), "span": it.span.to_string() });
     json!({
-        "trace": format!("{:032x}", wide.trace.0),
-        "span": format!("{:016x}", wide.span.0),
+        "trace": wide.trace.to_string(),
+        "span": wide.span.to_string(),
         "parent": wide.parent.map(remote),
         "link": wide.link.map(remote),
         "began_unix_ms": wide.began.as_millis() as u64,
@@ -53,8 +54,8 @@ fn entry(entry: &Entry<'_>) -> Json {
             let Span { id, parent, name, target, start, end, busy, idle, polls, failed, fields } =
                 span;
             json!({
-                "span": format!("{:016x}", id.0),
-                "parent": parent.map(|parent| format!("{:016x}", parent.0)),
+                "span": id.to_string(),
+                "parent": parent.map(|parent| parent.to_string()),
                 "name": name,
                 "target": target,
                 "start_ms": milliseconds(*start),
@@ -70,7 +71,7 @@ fn entry(entry: &Entry<'_>) -> Json {
             let Event { span, name, target, level, at, fields } = event;
             json!({
                 "event": name,
-                "in": span.map(|span| format!("{:016x}", span.0)),
+                "in": span.map(|span| span.to_string()),
                 "target": target,
                 "level": level.as_str(),
                 "at_ms": milliseconds(*at),

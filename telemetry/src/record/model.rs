@@ -300,9 +300,28 @@ impl Wide {
     }
 }
 
+// === impl TraceId, SpanId ===
+
+/// 32 hexadecimal digits, as `traceparent` and OTLP have it.
+impl std::fmt::Display for TraceId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+/// 16 hexadecimal digits.
+impl std::fmt::Display for SpanId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
 // === impl Keep, Method, Protocol ===
 
 impl Keep {
+    pub const ALL: [Self; 6] =
+        [Self::Error, Self::Slow, Self::Retried, Self::Sampled, Self::Verbose, Self::NearAnomaly];
+
     /// As labels, attributes and logs say it.
     pub const fn as_str(self) -> &'static str {
         match self {

@@ -72,7 +72,7 @@ pub fn compact(
     for name_max in [64, 24, 8, 0] {
         let name = |name| cut(name, name_max);
         let mut report = Compact {
-            trace: format!("{:032x}", wide.trace.0),
+            trace: wide.trace.to_string(),
             node: name(node),
             region: name(region),
             app: wide.app.as_deref().map(name),

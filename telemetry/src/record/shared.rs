@@ -13,7 +13,7 @@ use super::pool::Budget;
 use super::typical::slot;
 use super::{Config, ConfigError, Outboxes};
 use crate::ledger::{Account, Ledger, Unit};
-use crate::metrics::{Counter, Gauge, Registry};
+use crate::metrics::{Counter, Gauge, Registry, catalogue};
 use crate::outbox::{Bytes, Outbox, Wakes};
 
 /// One per node.
@@ -38,7 +38,7 @@ pub struct Shared {
 
 pub(super) struct Counters {
     pub(super) live: Gauge,
-    kept: [Counter; 6],
+    kept: [Counter; Keep::ALL.len()],
     pub(super) no_buffer: Counter,
     pub(super) no_verbose_buffer: Counter,
     node_cap: Counter,
@@ -87,10 +87,7 @@ impl Shared {
         let workers = workers.max(1);
         let budget =
             |name, each, cap| Budget::new(each, cap, ledger.open(name, Unit::Bytes, cap as u64));
-        let dropped = |reason| {
-            let help = "Telemetry that was given up, by reason.";
-            registry.counter("ferrule_telemetry_dropped_total", help, &[("reason", reason)])
-        };
+        let dropped = |reason| catalogue::TELEMETRY_DROPPED.counter_in(registry, &[reason]);
         let wakes = Wakes::new();
         let wides = config.access_log_waiting_max * size_of::<super::Wide>();
         let outboxes_cap = config.outboxes_cap() + workers * wides;
@@ -232,13 +229,10 @@ fn nanos(duration: Duration) -> u64 {
 
 impl Counters {
     fn new(registry: &Registry, dropped: impl Fn(&'static str) -> Counter) -> Self {
-        let kept = |reason| {
-            let help = "Records kept beyond the end of their request, by reason.";
-            registry.counter("ferrule_records_kept_total", help, &[("reason", reason)])
-        };
         Self {
-            live: registry.gauge("ferrule_records_live", "Requests with a record.", &[]),
-            kept: ["error", "slow", "retried", "sampled", "verbose", "near_anomaly"].map(kept),
+            live: catalogue::RECORDS_LIVE.gauge_in(registry, &[]),
+            kept: Keep::ALL
+                .map(|keep| catalogue::RECORDS_KEPT.counter_in(registry, &[keep.as_str()])),
             no_buffer: dropped("pool"),
             no_verbose_buffer: dropped("verbose_pool"),
             node_cap: dropped("cap"),
@@ -247,13 +241,6 @@ impl Counters {
     }
 
     pub(super) fn kept(&self, reason: Keep) -> &Counter {
-        &self.kept[match reason {
-            Keep::Error => 0,
-            Keep::Slow => 1,
-            Keep::Retried => 2,
-            Keep::Sampled => 3,
-            Keep::Verbose => 4,
-            Keep::NearAnomaly => 5,
-        }]
+        &self.kept[reason as usize]
     }
 }

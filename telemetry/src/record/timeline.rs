@@ -73,7 +73,7 @@ fn head(out: &mut String, last: &Finished, segments: usize) {
     let security = if *tls { " over TLS" } else { "" };
     let id = request_id.as_str().escape_default();
     let (method, protocol) = (Method::as_str(*method), name_of_protocol(*protocol));
-    put(out, format_args!("trace {:032x}  request {id}\n", trace.0));
+    put(out, format_args!("trace {trace}  request {id}\n"));
     put(out, format_args!("{method}, {protocol}{security}"));
     let names =
         [("app", &last.wide.app), ("instance", &last.wide.instance), ("node", &last.wide.node)];

@@ -6,7 +6,8 @@ use std::sync::{Arc, OnceLock};
 
 use super::meter::{Meter, Sample};
 use crate::memory;
-use crate::metrics::Registry;
+use crate::metrics::{Metric, Registry, catalogue};
+use crate::process::Counts;
 
 /// The last tick's figures, in bytes. Each is true by itself; two of them may be a tick apart.
 pub struct Readings {
@@ -133,42 +134,20 @@ impl Readings {
 
     /// Exports what is read here and what the kernel says beside it.
     pub fn export(self: &Arc<Self>, registry: &Registry) {
-        let gauge = |name, help, labels: &[_], read: fn(&Self) -> f64| {
+        let gauge = |metric: &Metric, values: &[&str], read: fn(&Self) -> f64| {
             let readings = self.clone();
-            registry.gauge_read(name, help, labels, move || read(&readings));
+            metric.gauge_read_in(registry, values, move || read(&readings));
         };
-        gauge(
-            "ferrule_memory_resident_max_bytes",
-            "Highest resident memory, looked at every 10 ms, since the scrape before the last.",
-            &[],
-            |of| of.take_resident_max() as f64,
-        );
-        let help = "Memory that counts against the limit.";
-        gauge("ferrule_memory_used_bytes", help, &[], |of| of.used() as f64);
-        let help = "What memory is held against; 0 is no limit.";
-        gauge("ferrule_memory_limit_bytes", help, &[], |of| of.limit() as f64);
-        let help = "Memory now or in 100 ms, as a share of the limit.";
-        gauge("ferrule_memory_pressure_ratio", help, &[], Self::pressure);
-        let help = "Time that the sampler was on a core.";
-        gauge("ferrule_sampler_cpu_seconds", help, &[], |of| of.cpu.load(Relaxed) as f64 / 1e9);
-        let help = "Open file descriptors.";
-        gauge("ferrule_process_descriptors", help, &[], |of| {
-            of.meter.process().counts().descriptors as f64
-        });
-        let help = "Threads of the process.";
-        gauge("ferrule_process_threads", help, &[], |of| {
-            of.meter.process().counts().threads as f64
-        });
-        let help = "Sockets of the network namespace, by state.";
-        let name = "ferrule_sockets";
-        gauge(name, help, &[("state", "used")], |of| of.meter.process().counts().sockets as f64);
-        gauge(name, help, &[("state", "time_wait")], |of| {
-            of.meter.process().counts().time_wait as f64
-        });
-        let help = "Bytes in the buffers of the network namespace's TCP sockets.";
-        gauge("ferrule_tcp_memory_bytes", help, &[], |of| {
-            of.meter.process().counts().tcp_bytes as f64
-        });
+        gauge(&catalogue::RESIDENT_MAX, &[], |of| of.take_resident_max() as f64);
+        gauge(&catalogue::MEMORY_USED, &[], |of| of.used() as f64);
+        gauge(&catalogue::MEMORY_LIMIT, &[], |of| of.limit() as f64);
+        gauge(&catalogue::MEMORY_PRESSURE, &[], Self::pressure);
+        gauge(&catalogue::SAMPLER_CPU, &[], |of| of.cpu.load(Relaxed) as f64 / 1e9);
+        gauge(&catalogue::DESCRIPTORS, &[], |of| of.counts().descriptors as f64);
+        gauge(&catalogue::THREADS, &[], |of| of.counts().threads as f64);
+        gauge(&catalogue::SOCKETS, &["used"], |of| of.counts().sockets as f64);
+        gauge(&catalogue::SOCKETS, &["time_wait"], |of| of.counts().time_wait as f64);
+        gauge(&catalogue::TCP_MEMORY, &[], |of| of.counts().tcp_bytes as f64);
         if self.meter.cgroup().is_some() {
             self.export_cgroup(registry);
         }
@@ -176,21 +155,23 @@ impl Readings {
 
     fn export_cgroup(self: &Arc<Self>, registry: &Registry) {
         type Read = fn(&crate::cgroup::Cgroup) -> Option<u64>;
-        let gauge = |name, help, labels: &[_], read: Read| {
+        let gauge = |metric: &Metric, value: &str, read: Read| {
             let readings = self.clone();
-            registry.gauge_read(name, help, labels, move || {
+            metric.gauge_read_in(registry, &[value], move || {
                 readings.meter.cgroup().and_then(read).map_or(f64::NAN, |value| value as f64)
             });
         };
-        let (name, help) = ("ferrule_cgroup_memory_bytes", "Memory of the cgroup, by kind.");
-        gauge(name, help, &[("kind", "usage")], |cgroup| cgroup.usage());
-        gauge(name, help, &[("kind", "cache")], |cgroup| cgroup.cache());
-        gauge(name, help, &[("kind", "peak")], |cgroup| cgroup.peak());
-        gauge(name, help, &[("kind", "limit")], |cgroup| cgroup.limit());
-        let (name, help) = ("ferrule_cgroup_memory_events", "Events of the cgroup, by kind.");
-        gauge(name, help, &[("event", "max")], |cgroup| Some(cgroup.events()?.max));
-        gauge(name, help, &[("event", "oom")], |cgroup| Some(cgroup.events()?.oom));
-        gauge(name, help, &[("event", "oom_kill")], |cgroup| Some(cgroup.events()?.oom_kill));
+        gauge(&catalogue::CGROUP_MEMORY, "usage", |cgroup| cgroup.usage());
+        gauge(&catalogue::CGROUP_MEMORY, "cache", |cgroup| cgroup.cache());
+        gauge(&catalogue::CGROUP_MEMORY, "peak", |cgroup| cgroup.peak());
+        gauge(&catalogue::CGROUP_MEMORY, "limit", |cgroup| cgroup.limit());
+        gauge(&catalogue::CGROUP_EVENTS, "max", |cgroup| Some(cgroup.events()?.max));
+        gauge(&catalogue::CGROUP_EVENTS, "oom", |cgroup| Some(cgroup.events()?.oom));
+        gauge(&catalogue::CGROUP_EVENTS, "oom_kill", |cgroup| Some(cgroup.events()?.oom_kill));
+    }
+
+    fn counts(&self) -> Counts {
+        self.meter.process().counts()
     }
 }
 
