@@ -10,7 +10,7 @@
 //! | `children` (default) | a `tracing` layer keeps every closed span with its parent, to export them together, and the parent never closes |
 //! | `queue` | an exporter behind a queue without bound, while the collector takes nothing; its place is `OTEL_EXPORTER_OTLP_ENDPOINT` |
 
-mod children;
+pub(crate) mod children;
 mod queue;
 
 use std::sync::OnceLock;

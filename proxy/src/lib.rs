@@ -15,7 +15,8 @@ pub mod downstream;
 pub mod tls;
 pub mod http;
 pub mod stack;
-#[cfg(feature = "leaky-layer")]
+// What leaks by spans is in both builds that leak.
+#[cfg(any(feature = "leaky-layer", feature = "seeded-leaks"))]
 pub mod leaky;
 #[cfg(feature = "seeded-leaks")]
 pub mod seeded;

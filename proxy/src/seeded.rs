@@ -6,15 +6,13 @@
 //!
 //! | value | what stays with each request | where |
 //! |---|---|---|
-//! | `children` | its closed span, with its parent, which never closes | [`children`] |
+//! | `children` | its closed span, with its parent, which never closes | [`crate::leaky::children`] |
 //! | `vec` | an entry of 512 B of one vector that only grows | [`Seeds::append_to_journal`] |
 //! | `map` | an entry of 600 B of a map that nothing is removed from | [`Seeds::remember_session`] |
 //! | `channel` | a message of 700 B to a receiver that is slow for ever | [`Seeds::send_to_nobody`] |
 //! | `task` | a task that waits for what never comes, with 900 B | [`Seeds::spawn_forever`] |
 //! | `pin` | its buffer of 1,500 B, which its connection keeps | [`Seeds::pin_buffer`] |
 //! | `histogram` | 64 samples of 8 B of a histogram that nobody drains | [`Seeds::observe_latency`] |
-
-mod children;
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -30,7 +28,7 @@ use tokio_util::task::TaskTracker;
 use tower::{Layer, Service};
 
 use crate::http::Arrival;
-use children::Children;
+use crate::leaky::children::Children;
 
 /// Every request leaves something behind.
 #[derive(Clone)]

@@ -14,7 +14,7 @@ use tracing_subscriber::layer::{Context, SubscriberExt as _};
 use tracing_subscriber::registry::LookupSpan;
 
 /// A subscriber of its own, and the span that all requests are children of.
-pub(super) struct Children {
+pub(crate) struct Children {
     dispatch: Dispatch,
     process: Span,
 }
@@ -36,19 +36,19 @@ struct Child {
 // === impl Children ===
 
 impl Children {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let dispatch = Dispatch::new(tracing_subscriber::registry().with(CollectChildren));
         let process = dispatcher::with_default(&dispatch, || tracing::info_span!("process"));
         Self { dispatch, process }
     }
 
-    pub(super) fn open(&self, method: &Method, path: &str) -> Span {
+    pub(crate) fn open(&self, method: &Method, path: &str) -> Span {
         let open = || tracing::info_span!(parent: &self.process, "request", %method, path);
         dispatcher::with_default(&self.dispatch, open)
     }
 
     /// With the subscriber as the thread's, which the registry asks for when it lets a parent go.
-    pub(super) fn close(&self, span: Span) {
+    pub(crate) fn close(&self, span: Span) {
         dispatcher::with_default(&self.dispatch, || drop(span));
     }
 }
