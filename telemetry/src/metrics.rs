@@ -9,10 +9,12 @@
 //!   without labels and those of `__other__`, which the code bounds.
 //! - Series of a family that is labelled by an app leave when nothing touched them for
 //!   [`Config::idle`], and return with all they counted when something does (`series.rs`).
+//! - What the processes before have counted is carried on (`carried.rs`), within the same caps.
 //! - A [`Snapshot`] reads cells and asks no data thread for anything; both text formats and OTLP are
 //!   made from it.
 
 mod block;
+mod carried;
 mod declare;
 mod exemplar;
 mod exposition;
@@ -24,15 +26,16 @@ pub mod catalogue;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
-
+use carried::Generations;
 use family::{Family, Totals};
 use snapshot::since_epoch;
 
+use crate::lock::Mutex;
+
+pub use carried::{BYTES_MAX as CARRIED_BYTES_MAX, CarryError};
 pub use declare::{Kind, Metric, Unit, markdown};
 pub use exemplar::Exemplar;
 pub use exposition::Format;
@@ -61,6 +64,7 @@ struct Inner {
     began: Duration,
     totals: Arc<Totals>,
     families: Mutex<BTreeMap<&'static str, Arc<Family>>>,
+    generations: Mutex<Generations>,
 }
 
 /// The bounds of a registry.
@@ -95,7 +99,8 @@ impl Registry {
         let declared = metrics.map(|metric| (metric.name, *metric)).collect();
         let registry = Self::build(workers, config, Some(declared));
         let totals = registry.inner.totals.clone();
-        catalogue::SERIES.gauge_read_in(&registry, &[], move || totals.series.load(Relaxed) as f64);
+        let shown = move || totals.series.load(Relaxed) + totals.carried_only.load(Relaxed);
+        catalogue::SERIES.gauge_read_in(&registry, &[], move || shown() as f64);
         let totals = registry.inner.totals.clone();
         let full = move || totals.beyond_labels.load(Relaxed);
         catalogue::OVERFLOW.counter_read_in(&registry, &["labels"], full);
@@ -113,8 +118,11 @@ impl Registry {
         declared: Option<BTreeMap<&'static str, &'static Metric>>,
     ) -> Self {
         let totals = Arc::new(Totals::new(workers + 1, config.series_max));
-        let (began, families) = (since_epoch(), Mutex::default());
-        Self { inner: Arc::new(Inner { config, declared, began, totals, families }) }
+        let families = Mutex::new("metrics", BTreeMap::new());
+        let generations = Mutex::new("generations of metrics", Generations::default());
+        let began = since_epoch();
+        let inner = Inner { config, declared, began, totals, families, generations };
+        Self { inner: Arc::new(inner) }
     }
 
     /// The counter `name` with `labels`; the same one when it exists.

@@ -38,9 +38,14 @@ crate::catalogue! {
         &["cap"],
         "Label sets that count under __other__, by the cap that had no room."
     );
+    SHARED_COUNTS_FULL: Metric::counter(
+        "ferrule_shared_counts_full_total",
+        &[],
+        "Counts that found no row in the file shared over an upgrade and hold for one process."
+    );
 
     // Records of requests.
-    RECORDS_LIVE: Metric::gauge("ferrule_records_live", &[], "Requests with a record.");
+    RECORDS_LIVE: Metric::gauge("ferrule_records_live", &[], "Requests with a record.").adding_up();
     RECORDS_KEPT: Metric::counter(
         "ferrule_records_kept_total",
         &["reason"],

@@ -25,6 +25,9 @@ pub struct Metric {
     pub exemplars: bool,
     /// A counter of microseconds, exported as seconds.
     pub microseconds: bool,
+    /// Whether what two processes count adds up, so that one that takes over shows what the one
+    /// before counted together with its own.
+    pub adds_up: bool,
 }
 
 /// What a metric's number means.
@@ -109,8 +112,19 @@ impl Metric {
         bounds: &'static [f64],
         help: &'static str,
     ) -> Self {
-        let (per, labels_max, exemplars, microseconds) = (None, None, false, false);
-        Self { name, kind, labels, help, bounds, per, labels_max, exemplars, microseconds }
+        Self {
+            name,
+            kind,
+            labels,
+            help,
+            bounds,
+            per: None,
+            labels_max: None,
+            exemplars: false,
+            microseconds: false,
+            // What is counted adds up; of a gauge, such as an age or a limit, only itself knows.
+            adds_up: !matches!(kind, Kind::Gauge),
+        }
     }
 
     /// Says which label something outside the code multiplies; see [`Metric::per`].
@@ -138,6 +152,22 @@ impl Metric {
     #[must_use]
     pub const fn in_microseconds(mut self) -> Self {
         self.microseconds = true;
+        self
+    }
+
+    /// Says that the gauges of two processes add up, because each counts things that only it has:
+    /// connections, requests, tasks. Whole numbers only.
+    #[must_use]
+    pub const fn adding_up(mut self) -> Self {
+        self.adds_up = true;
+        self
+    }
+
+    /// Says that a counter is kept outside the process, where the next one reads all of it: adding
+    /// what the process before had read would count it twice.
+    #[must_use]
+    pub const fn kept_outside(mut self) -> Self {
+        self.adds_up = false;
         self
     }
 

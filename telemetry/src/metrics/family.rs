@@ -3,23 +3,30 @@
 //! The lock is held for as long as looking up or listing takes, never while cells are read or a
 //! reader is called, so that a first request of an app does not wait for a scrape.
 
+mod carried;
+
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use carried::Carried;
 
 use super::block::Block;
 use super::series::{Cells, Series, State};
 use super::snapshot::{Number, since_epoch};
 use super::{Kind, Labels, Metric, OTHER};
+use crate::lock::Mutex;
+
+pub(super) use carried::Told;
 
 pub(super) struct Family {
     pub(super) metric: Metric,
     labels_max: usize,
     totals: Arc<Totals>,
     room: Arc<AtomicBool>,
+    /// Series that the last snapshot showed and that are carried only.
+    carried_only: AtomicUsize,
     held: Mutex<Held>,
 }
 
@@ -28,6 +35,10 @@ pub(super) struct Totals {
     pub(super) shards: usize,
     pub(super) series_max: usize,
     pub(super) series: AtomicUsize,
+    /// Series that are carried, shown or not; at most `series_max`, as our own.
+    pub(super) carried: AtomicUsize,
+    /// Of those, the ones that the last snapshot showed and that are none of our own.
+    pub(super) carried_only: AtomicUsize,
     /// Of all blocks, the retired ones included.
     pub(super) bytes: Arc<AtomicU64>,
     pub(super) evicted: AtomicU64,
@@ -47,6 +58,7 @@ struct Held {
     evicted: BTreeMap<Labels, Weak<Series>>,
     /// What a worker may write to still.
     retired: Vec<(Arc<Series>, Arc<Block>)>,
+    carried: Carried,
 }
 
 struct Shown {
@@ -69,7 +81,12 @@ pub(super) enum What {
 pub(super) struct Listed {
     pub(super) labels: Labels,
     pub(super) born: Duration,
-    pub(super) what: What,
+    /// Our own; nothing when it is carried only.
+    pub(super) what: Option<What>,
+    /// What other processes counted, cell by cell.
+    pub(super) carried: Option<Box<[i64]>>,
+    /// Not shown, because nothing touched it for long.
+    pub(super) hidden: bool,
     /// Held so that an eviction meanwhile does not move its numbers.
     pub(super) block: Option<Arc<Block>>,
 }
@@ -82,6 +99,8 @@ impl Totals {
             shards,
             series_max,
             series: AtomicUsize::new(0),
+            carried: AtomicUsize::new(0),
+            carried_only: AtomicUsize::new(0),
             bytes: Arc::default(),
             evicted: AtomicU64::new(0),
             beyond_labels: AtomicU64::new(0),
@@ -95,8 +114,9 @@ impl Totals {
 impl Family {
     pub(super) fn new(metric: Metric, labels_max: usize, totals: Arc<Totals>) -> Arc<Self> {
         let labels_max = metric.labels_max.unwrap_or(labels_max);
-        let (room, held) = (Arc::new(AtomicBool::new(false)), Mutex::default());
-        Arc::new(Self { metric, labels_max, totals, room, held })
+        let held = Mutex::new("family of metrics", Held::default());
+        let (room, carried_only) = (Arc::new(AtomicBool::new(false)), AtomicUsize::new(0));
+        Arc::new(Self { metric, labels_max, totals, room, carried_only, held })
     }
 
     /// The cells of a label set: its own, or those of `__other__`.
@@ -196,11 +216,7 @@ impl Family {
 
     /// The overflow set of these labels: always there, for there are few.
     fn other(&self, held: &mut Held, labels: &Labels) -> Arc<Block> {
-        let other = |(label, value): &(&'static str, Box<str>)| {
-            let open = self.metric.per.is_none_or(|per| per == *label);
-            (*label, if open { OTHER.into() } else { value.clone() })
-        };
-        let labels: Labels = labels.iter().map(other).collect();
+        let labels = self.overflow(labels);
         if let Some(Shown { what: What::Cells(Cells::Fixed(block)), .. }) = held.shown.get(&labels)
         {
             return block.clone();
@@ -209,6 +225,15 @@ impl Family {
         let what = What::Cells(Cells::Fixed(block.clone()));
         self.show(held, labels, what, since_epoch(), false);
         block
+    }
+
+    /// These labels with `__other__` for what the code does not bound.
+    fn overflow(&self, labels: &Labels) -> Labels {
+        let other = |(label, value): &(&'static str, Box<str>)| {
+            let open = self.metric.per.is_none_or(|per| per == *label);
+            (*label, if open { OTHER.into() } else { value.clone() })
+        };
+        labels.iter().map(other).collect()
     }
 
     fn block(&self) -> Block {
@@ -242,6 +267,7 @@ impl Family {
             }
             keep
         });
+        held.carried.retain(&self.metric, &self.totals, |labels| !named(labels));
         self.look_for_room(&held);
     }
 
@@ -267,6 +293,7 @@ impl Family {
             .filter_map(|(series, block)| Some((series.clone(), series.fold(block).err()?)))
             .collect();
         held.evicted.retain(|_, series| series.strong_count() > 0);
+        held.carried.hide(now, idle);
         for (series, total) in evictable.iter().zip(totals) {
             self.look_at(&mut held, series, total, now, idle);
         }
@@ -311,14 +338,84 @@ impl Family {
     /// Every label set that is shown, in order.
     pub(super) fn list(&self) -> Vec<Listed> {
         let held = self.held.lock();
-        let listed = held.shown.iter().map(|(labels, shown)| {
+        let mut listed = held.own();
+        let own = listed.len();
+        listed.extend(held.others().filter(|listed| !listed.hidden));
+        drop(held);
+        let carried_only = (listed.len() - own) * self.metric.weight();
+        let before = self.carried_only.swap(carried_only, Relaxed);
+        self.totals.carried_only.fetch_add(carried_only.wrapping_sub(before), Relaxed);
+        listed.sort_by(|a, b| a.labels.cmp(&b.labels));
+        listed
+    }
+
+    /// Every label set that has numbers, those among them that are not shown.
+    pub(super) fn list_all(&self) -> Vec<Listed> {
+        let held = self.held.lock();
+        let mut listed = held.own();
+        listed.extend(held.others());
+        listed.extend(held.evicted.keys().filter_map(|labels| {
+            let carried = held.carried.get(labels).is_some();
+            (!carried).then(|| held.quiet(labels)).flatten()
+        }));
+        listed
+    }
+}
+
+// === impl Held ===
+
+impl Held {
+    /// What is shown for its own sake, in order.
+    fn own(&self) -> Vec<Listed> {
+        let listed = self.shown.iter().map(|(labels, shown)| {
             let block = match &shown.what {
                 What::Cells(Cells::Fixed(block)) => Some(block.clone()),
                 What::Cells(Cells::Evictable(series)) => series.block.load_full(),
                 What::Read(_) => None,
             };
-            Listed { labels: labels.clone(), born: shown.born, what: shown.what.clone(), block }
+            let carried = self.carried.get(labels);
+            Listed {
+                labels: labels.clone(),
+                born: carried.map_or(shown.born, |set| set.born.min(shown.born)),
+                what: Some(shown.what.clone()),
+                carried: carried.map(|set| set.cells()),
+                hidden: false,
+                block,
+            }
         });
         listed.collect()
+    }
+
+    /// What is carried and not shown for its own sake.
+    fn others(&self) -> impl Iterator<Item = Listed> {
+        let others = self.carried.iter().filter(|(labels, _)| !self.shown.contains_key(*labels));
+        others.map(|(labels, set)| {
+            let carried = Listed {
+                labels: labels.clone(),
+                born: set.born,
+                what: None,
+                carried: None,
+                hidden: true,
+                block: None,
+            };
+            // One that was evicted here belongs to it: together they must not go back.
+            let quiet = self.quiet(labels).unwrap_or(carried);
+            let born = set.born.min(quiet.born);
+            Listed { born, carried: Some(set.cells()), hidden: set.hidden, ..quiet }
+        })
+    }
+
+    /// An evicted series, as far as somebody holds it.
+    fn quiet(&self, labels: &Labels) -> Option<Listed> {
+        let series = self.evicted.get(labels)?.upgrade()?;
+        let retired = self.retired.iter().find(|(retired, _)| Arc::ptr_eq(retired, &series));
+        Some(Listed {
+            labels: labels.clone(),
+            born: series.born,
+            block: retired.map(|(_, block)| block.clone()),
+            what: Some(What::Cells(Cells::Evictable(series))),
+            carried: None,
+            hidden: true,
+        })
     }
 }

@@ -96,16 +96,9 @@ impl FamilySnapshot {
 
 fn point(family: &Family, listed: Listed) -> Point {
     let metric = &family.metric;
-    let Listed { labels, born, what, block } = listed;
-    let sum = |cell| {
-        let base = match &what {
-            What::Cells(Cells::Evictable(series)) => series.base(cell),
-            _ => 0,
-        };
-        block.as_ref().map_or(0, |block| block.sum(cell)).wrapping_add(base)
-    };
-    let value = match (&what, metric.kind) {
-        (What::Read(read), _) => Value::Number(read()),
+    let sum = |cell| listed.sum(cell);
+    let value = match (&listed.what, metric.kind) {
+        (Some(What::Read(read)), _) => Value::Number(read().plus(listed.carried(0))),
         (_, Kind::Gauge) => Value::Number(Number::Signed(sum(0))),
         (_, Kind::Counter) if metric.microseconds => Value::Number(Number::Micros(sum(0) as u64)),
         (_, Kind::Counter) => Value::Number(Number::Unsigned(sum(0) as u64)),
@@ -117,16 +110,53 @@ fn point(family: &Family, listed: Listed) -> Point {
                 count: counts.iter().sum(),
                 counts,
                 sum: Number::Micros(sum(buckets) as u64),
-                exemplars: block.as_ref().map(|block| block.exemplars()).unwrap_or_default(),
+                exemplars: listed.block.map(|block| block.exemplars()).unwrap_or_default(),
             })
         }
     };
-    Point { labels, began: born, value }
+    Point { labels: listed.labels, began: listed.born, value }
+}
+
+// === impl Listed ===
+
+impl Listed {
+    /// A cell of ours and of those before us; what is read has none.
+    pub(super) fn sum(&self, cell: usize) -> i64 {
+        let base = match &self.what {
+            Some(What::Cells(Cells::Evictable(series))) => series.base(cell),
+            _ => 0,
+        };
+        let own = self.block.as_ref().map_or(0, |block| block.sum(cell)).wrapping_add(base);
+        own.wrapping_add(self.carried(cell))
+    }
+
+    pub(super) fn carried(&self, cell: usize) -> i64 {
+        self.carried.as_ref().map_or(0, |cells| cells[cell])
+    }
 }
 
 // === impl Number ===
 
 impl Number {
+    /// With what another process counted.
+    fn plus(self, more: i64) -> Self {
+        match self {
+            Self::Unsigned(n) => Self::Unsigned(n.wrapping_add_signed(more)),
+            Self::Signed(n) => Self::Signed(n.wrapping_add(more)),
+            Self::Float(n) => Self::Float(n + more as f64),
+            Self::Micros(n) => Self::Micros(n.wrapping_add_signed(more)),
+        }
+    }
+
+    /// As one cell; nearly, where it is a fraction.
+    pub(super) fn cell(self) -> i64 {
+        match self {
+            Self::Unsigned(n) | Self::Micros(n) => n as i64,
+            Self::Signed(n) => n,
+            Self::Float(n) => n.round() as i64,
+        }
+    }
+
     /// The nearest there is.
     pub fn as_f64(self) -> f64 {
         match self {
