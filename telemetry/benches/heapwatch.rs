@@ -68,6 +68,7 @@ fn main() {
         registry: &registry,
         ledger: &ledger,
         requests: Box::new(|| 0),
+        app_names: Box::new(|_| Default::default()),
         limit: Box::new(|| None),
     };
     let heapwatch = Heapwatch::start(&Config::default(), context);

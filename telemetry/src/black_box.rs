@@ -29,6 +29,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 
+use crate::clock;
 use frames::Frames;
 use layout::{Area, header};
 use map::Map;
@@ -124,6 +125,11 @@ impl BlackBox {
         self.map.record(layout::LINES, sequence, |slot| Line::write(slot, time, level, text));
     }
 
+    /// A line that no part of the log is, written down for whoever asks how the process ended.
+    pub fn note(&self, text: &str) {
+        self.line(clock::now(), Level::Info, text);
+    }
+
     /// The stacks with the most old bytes, largest first; what is there is replaced. At most 32 are
     /// kept. One thread writes them.
     pub fn old_stacks(&self, stacks: &[OldStack]) {
@@ -149,6 +155,13 @@ impl BlackBox {
     pub fn withdraw(&self) {
         // What cannot be undone is judged as an end that left no word.
         open::rotate_back(&self.directory).ok();
+    }
+
+    /// Takes its place again, where a process that was meant to take over had put its own box and died.
+    pub fn reclaim(&self) {
+        if let Err(error) = open::reclaim(&self.directory, &self.map) {
+            tracing::warn!(%error, "the black box of a process that died stays in the place of ours");
+        }
     }
 
     /// The panic that is under way on this thread. Allocates nothing.

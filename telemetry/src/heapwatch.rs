@@ -33,12 +33,12 @@ pub mod pprof;
 pub mod diff;
 pub mod snapshot;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use tokio::time::MissedTickBehavior;
 
 pub use allocator::Allocator;
@@ -57,6 +57,7 @@ use self::hooks::{HookError, TABLES};
 use self::watch::{News, Watch};
 use crate::error::chain;
 use crate::ledger::{Ledger, scope::TELEMETRY};
+use crate::lock::Mutex;
 use crate::metrics::{Registry, catalogue};
 use crate::stack;
 use crate::symbols::{self, Names, child};
@@ -80,7 +81,12 @@ pub struct Context<'a> {
     pub requests: Box<dyn Fn() -> u64 + Send>,
     /// Where memory ends, if anywhere.
     pub limit: Box<dyn Fn() -> Option<u64> + Send + Sync>,
+    /// Names for numbers of apps.
+    pub app_names: AppNames,
 }
+
+/// Names for numbers of apps, as far as they are known.
+pub type AppNames = Box<dyn Fn(&BTreeSet<u32>) -> BTreeMap<u32, String> + Send + Sync>;
 
 /// The watch over the heap. Cloning shares it.
 #[derive(Clone)]
@@ -93,6 +99,7 @@ struct Inner {
     profile: Profile,
     directory: PathBuf,
     limit: Box<dyn Fn() -> Option<u64> + Send + Sync>,
+    app_names: AppNames,
     /// A snapshot that was asked for, and why.
     wanted: AtomicU8,
     started_ms: u64,
@@ -159,7 +166,7 @@ impl Heapwatch {
     pub fn start(config: &Config, context: Context<'_>) -> Self {
         let _working = TELEMETRY.enter();
         let Config { enabled, profile, directory } = config;
-        let Context { registry, ledger, requests, limit } = context;
+        let Context { registry, ledger, requests, limit, app_names } = context;
         let (mode, dumps) = if *enabled { begin(*profile, directory) } else { (Mode::Off, None) };
         let watching = Watching {
             watch: Watch::new(*profile, dumps),
@@ -175,9 +182,10 @@ impl Heapwatch {
                 profile: *profile,
                 directory: directory.clone(),
                 limit,
+                app_names,
                 wanted: AtomicU8::new(NOTHING),
                 started_ms: hooks::now_ms(),
-                state: Mutex::new(watching),
+                state: Mutex::new("heapwatch", watching),
                 suspects: Default::default(),
                 bytes: bytes.clone(),
             }),
@@ -251,7 +259,8 @@ impl Heapwatch {
             return Report::off();
         }
         let _charge = tag(Subsystem::Telemetry);
-        let Watching { watch, names, snapshot, .. } = &mut *self.inner.state.lock();
+        let mut state = self.inner.state.lock();
+        let Watching { watch, names, snapshot, .. } = &mut *state;
         let around = query::Surroundings {
             mode: self.inner.mode,
             started_ms: self.inner.started_ms,
@@ -259,7 +268,10 @@ impl Heapwatch {
             names,
             snapshot: snapshot.as_deref(),
         };
-        watch.report(query, around)
+        let mut report = watch.report(query, around);
+        drop(state);
+        report.app_names = (self.inner.app_names)(&report.apps_named());
+        report
     }
 
     /// The `n` stacks with the most old bytes.

@@ -13,8 +13,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
 
 use crossbeam_utils::CachePadded;
-use parking_lot::Mutex;
 
+use crate::lock::Mutex;
 use crate::metrics::{Counter, Gauge, Registry, catalogue};
 use crate::{memory, shard};
 use scope::Scope;
@@ -102,7 +102,7 @@ fn signed(n: u64) -> i64 {
 impl Ledger {
     /// An empty ledger, which exports its lines through `registry`.
     pub fn new(registry: Registry) -> Self {
-        Self { registry, entries: Arc::default() }
+        Self { registry, entries: Arc::new(Mutex::new("ledger", Vec::new())) }
     }
 
     /// The ledger of a process: its first lines are the registry itself and the scopes.
@@ -114,6 +114,7 @@ impl Ledger {
             ledger.list(scope.name(), Unit::Bytes, u64::MAX, Place::Heap, || scope.bytes());
         }
         ledger.watch("allocator_caches", Unit::Bytes, u64::MAX, memory::cached);
+        ledger.watch_outside("c_libraries", u64::MAX, memory::c_libraries);
         ledger
     }
 

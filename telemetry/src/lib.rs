@@ -6,6 +6,7 @@
 //! [`ledger`] lists whatever may hold memory; [`memory`] asks the allocator and the kernel;
 //! [`log`] writes the lines on stderr. [`sampler`] looks at memory every 10 ms, and [`black_box`] keeps
 //! what happened last where the end of the process cannot take it.
+//! [`shared_counts`] is what two generations of the process count together.
 //! This crate depends on no other of the workspace, so that all of them may depend on it.
 
 pub mod record;
@@ -18,12 +19,14 @@ pub mod sensitive;
 pub mod metrics;
 pub mod ledger;
 pub mod budget;
+pub mod lock;
 pub mod memory;
 pub mod heapwatch;
 pub mod log;
 pub mod pressure;
 pub mod access_log;
 pub mod shard;
+pub mod shared_counts;
 pub mod stack;
 pub mod watchdog;
 pub mod service;

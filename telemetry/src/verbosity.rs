@@ -40,7 +40,7 @@ use self::uses::Uses;
 
 pub use self::key::{KeyError, Keys};
 pub use self::outcome::Outcome;
-pub use self::rules::{NewRule, RuleError};
+pub use self::rules::{Listed, NewRule, RuleError};
 pub use self::scope::{Facts, Scope, ScopeError};
 pub use self::token::{Issued, NewToken, TokenError};
 
@@ -120,7 +120,7 @@ pub struct Now {
 /// Rules and what became of them lately.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Listing {
-    pub rules: Vec<rules::Listed>,
+    pub rules: Vec<Listed>,
     /// Oldest first.
     pub audit: Vec<audit::Entry>,
     /// Ids of the keys that verify tokens, the one that signs first.
@@ -323,6 +323,12 @@ impl Verbosity {
             audit: self.audit.read(),
             keys: self.keys.load().ids().map(str::to_owned).collect(),
         }
+    }
+
+    /// Takes over the rules of another process of the node, as it [listed](Self::list) them; says how
+    /// many. What was asked for and done there is in its audit, and the log.
+    pub fn carry_rules(&self, rules: Vec<Listed>, now: Instant) -> usize {
+        self.rules.carry(rules, now)
     }
 
     // For control.

@@ -48,7 +48,7 @@ fn append_without_bound(log: &mut Vec<u64>) {
 
 /// About 4,000 requests a second until it is stopped.
 fn serve() {
-    let _charge = heapwatch::tag_app(Subsystem::Http2, 7);
+    let _charge = (heapwatch::tag(Subsystem::Http2), heapwatch::tag_app(7));
     let (mut leaked, mut cache, mut log) = (VecDeque::new(), VecDeque::new(), Vec::new());
     let mut sent = [const { None }; 64];
     let begun = Instant::now();
@@ -75,6 +75,7 @@ fn a_leak_is_named_with_its_bytes_per_request_and_nothing_else_is() {
         registry: &registry,
         ledger: &ledger,
         requests,
+        app_names: Box::new(|_| Default::default()),
         limit: Box::new(|| Some(1 << 30)),
     };
     let heapwatch = Heapwatch::start(&config, context);

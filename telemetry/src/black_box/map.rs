@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::ptr;
 use std::slice;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::Release, fence};
@@ -17,7 +18,7 @@ use super::layout::{Area, FILE_BYTES, WORDS};
 pub(super) struct Map {
     words: &'static [AtomicU64],
     /// Holds the lock that says the file's writer is alive.
-    _file: File,
+    file: File,
 }
 
 /// Writes one slot word by word; what does not fit is left out.
@@ -27,6 +28,12 @@ pub(super) struct Slot<'a> {
 }
 
 impl Map {
+    /// Whether it is the file of this device and number.
+    pub(super) fn is_of(&self, device: u64, inode: u64) -> bool {
+        let own = self.file.metadata();
+        own.is_ok_and(|own| (own.dev(), own.ino()) == (device, inode))
+    }
+
     /// Reserves the blocks of `file` and maps what is used of it. All zero at first.
     pub(super) fn create(file: File) -> io::Result<Self> {
         let bytes = FILE_BYTES as u64;
@@ -50,7 +57,7 @@ impl Map {
             let start = mmap(ptr::null_mut(), WORDS * 8, protection, flags, &file, 0)?;
             slice::from_raw_parts(start.cast::<AtomicU64>(), WORDS)
         };
-        Ok(Self { words, _file: file })
+        Ok(Self { words, file })
     }
 
     pub(super) fn store(&self, word: usize, value: u64) {

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
@@ -151,6 +151,15 @@ fn rotate(directory: &Path) -> io::Result<()> {
 pub(super) fn rotate_back(directory: &Path) -> io::Result<()> {
     fs::remove_file(name(directory, 0)).ok(); // it may not have come so far
     (0..KEPT).try_for_each(|number| rename(directory, number + 1, number))
+}
+
+/// Undoes one opening by another process, if there was one.
+pub(super) fn reclaim(directory: &Path, own: &Map) -> io::Result<()> {
+    let is_own = |number| {
+        let found = fs::metadata(name(directory, number));
+        found.is_ok_and(|found| own.is_of(found.dev(), found.ino()))
+    };
+    if !is_own(0) && is_own(1) { rotate_back(directory) } else { Ok(()) }
 }
 
 fn rename(directory: &Path, from: usize, to: usize) -> io::Result<()> {

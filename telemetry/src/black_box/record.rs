@@ -47,7 +47,7 @@ pub struct Second {
     pub pressure: u64,
 }
 
-/// A line of the log that warned or worse.
+/// A line of the log that warned or worse, or one that was written down on purpose.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Line {
     pub time: u64,
@@ -58,6 +58,7 @@ pub struct Line {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
+    Info,
     #[default]
     Warn,
     Error,
@@ -214,6 +215,7 @@ impl Line {
         slot.word(match level {
             Level::Warn => 1,
             Level::Error => 2,
+            Level::Info => 3,
         });
         slot.text(text, LINE_WORDS);
     }
@@ -222,7 +224,11 @@ impl Line {
 impl Record for Line {
     fn read(words: &mut Reader<'_>) -> Self {
         let [time, level] = words.words();
-        let level = if level == 2 { Level::Error } else { Level::Warn };
+        let level = match level {
+            2 => Level::Error,
+            3 => Level::Info,
+            _ => Level::Warn,
+        };
         Self { time, level, text: words.text(LINE_WORDS) }
     }
 }

@@ -113,6 +113,7 @@ fn tell(
         for warning in life.warnings.iter().skip(skipped) {
             let before = warning.before_end_ms as f64 / 1000.0;
             let level = match warning.level {
+                Level::Info => "INFO ",
                 Level::Warn => "WARN ",
                 Level::Error => "ERROR",
             };

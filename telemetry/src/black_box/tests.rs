@@ -116,6 +116,19 @@ fn a_start_that_fails_leaves_everything_as_it_was() {
 }
 
 #[test]
+fn a_process_takes_its_place_back_from_one_that_was_to_take_over_and_died() {
+    let directory = TempDir::new().unwrap();
+    let live = begin(directory.path());
+    live.black_box.reclaim();
+    assert_eq!(postmortem(&file(&directory)).unwrap().verdict, Verdict::Running, "it has it");
+    drop(begin(directory.path()));
+    assert_eq!(postmortem(&file(&directory)).unwrap().verdict, Verdict::Killed);
+    live.black_box.reclaim();
+    assert_eq!(postmortem(&file(&directory)).unwrap().verdict, Verdict::Running);
+    assert!(!directory.path().join("blackbox.1").exists());
+}
+
+#[test]
 fn four_files_are_kept() {
     let directory = TempDir::new().unwrap();
     (0..7).for_each(|_| drop(begin(directory.path())));

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::queue::{Payload, Queue};
 use super::ring::Ring;
 use super::source::Kept;
+use crate::lock::Mutex;
 
 pub(super) struct Shared {
     pub(super) queue: Mutex<Queue>,

@@ -10,7 +10,6 @@ use opentelemetry_otlp::ExporterBuildError;
 use opentelemetry_proto::tonic::resource::v1::Resource as ProtoResource;
 use opentelemetry_proto::transform::common::tonic::ResourceAttributesWithSchema;
 use opentelemetry_sdk::Resource;
-use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
@@ -31,6 +30,7 @@ use super::source::{Exportable, Kept, Source};
 use super::tls::TlsError;
 use crate::ledger::scope::TELEMETRY;
 use crate::ledger::{Ledger, Unit};
+use crate::lock::Mutex;
 use crate::metrics::Registry;
 use crate::record::model::{Finished, TraceId};
 
@@ -228,7 +228,7 @@ fn share(config: &Config, drops: &Drops, ledger: &Ledger) -> Arc<Shared> {
     let ring = Ring::new(config.ring_bytes, accounts.ring.clone());
     let limits = Limits { bytes: config.queue_bytes, units: config.queue_units };
     let queue = Queue::new(limits, drops.clone(), accounts);
-    let (queue, ring) = (Mutex::new(queue), Mutex::new(ring));
+    let (queue, ring) = (Mutex::new("export queue", queue), Mutex::new("record ring", ring));
     Arc::new(Shared { queue, ring, arrived: Notify::new() })
 }
 

@@ -1,5 +1,6 @@
 //! From tracks and tables to a [`Report`]: which stacks, with which names.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -114,6 +115,7 @@ impl Watch {
             names_pending: names.pending(),
             last_snapshot: snapshot.map(|path| path.display().to_string()),
             totals,
+            app_names: BTreeMap::new(), // whoever counts apps knows them
         }
     }
 

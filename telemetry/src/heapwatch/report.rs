@@ -1,5 +1,7 @@
 //! What is said to people and programs: the shape of `/memory.json` and of snapshots.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use serde::{Deserialize, Serialize};
 
 use super::graph::{Graph, Total};
@@ -43,6 +45,9 @@ pub struct Report {
     /// The newest snapshot of this process.
     pub last_snapshot: Option<String>,
     pub totals: Totals,
+    /// Names for the numbers of apps above; of those that are gone there is none.
+    #[serde(default)]
+    pub app_names: BTreeMap<u32, String>,
 }
 
 /// Stacks and containers by state.
@@ -184,7 +189,21 @@ impl Report {
             names_pending: 0,
             last_snapshot: None,
             totals: Totals::default(),
+            app_names: BTreeMap::new(),
         }
+    }
+
+    /// An app as people know it; by its number when it has gone.
+    pub fn app(&self, number: u32) -> String {
+        self.app_names.get(&number).cloned().unwrap_or_else(|| format!("#{number}"))
+    }
+
+    /// Numbers of all apps that are told of.
+    pub(super) fn apps_named(&self) -> BTreeSet<u32> {
+        let shares = self.apps.iter().map(|share| share.app);
+        let stacks = self.stacks.iter().map(|stack| stack.app);
+        let containers = self.containers.iter().map(|container| container.app);
+        shares.chain(stacks).chain(containers).filter(|app| *app != 0).collect()
     }
 }
 

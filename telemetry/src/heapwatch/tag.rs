@@ -54,29 +54,29 @@ pub struct Charge {
     not_send: std::marker::PhantomData<*const ()>,
 }
 
-/// Charges what this thread allocates to `subsystem`, on behalf of no app.
+/// Charges what this thread allocates to `subsystem`, on behalf of the same app as before.
 #[inline]
 pub fn tag(subsystem: Subsystem) -> Charge {
-    tag_app(subsystem, 0)
-}
-
-/// Charges what this thread allocates to `subsystem` and the app whose number is `app`; 0 is none.
-#[inline]
-pub fn tag_app(subsystem: Subsystem, app: u32) -> Charge {
     let before = current();
-    before.with(subsystem, app).enter(before)
+    before.with_subsystem(subsystem).enter(before)
 }
 
-/// Charges what `future` allocates while it is polled.
-pub fn tagged<F: Future>(subsystem: Subsystem, app: u32, future: F) -> Tagged<F> {
-    Tagged { subsystem, app, future }
+/// Charges what this thread allocates to the app whose number is `app`; 0 is none.
+#[inline]
+pub fn tag_app(app: u32) -> Charge {
+    let before = current();
+    before.with_app(app).enter(before)
+}
+
+/// Charges what `future` allocates while it is polled, on behalf of whatever app it is polled for.
+pub fn tagged<F: Future>(subsystem: Subsystem, future: F) -> Tagged<F> {
+    Tagged { subsystem, future }
 }
 
 pin_project! {
     /// See [`tagged`].
     pub struct Tagged<F> {
         subsystem: Subsystem,
-        app: u32,
         #[pin]
         future: F,
     }
@@ -154,8 +154,12 @@ impl Tag {
         (self.0 >> 40) as u8
     }
 
-    const fn with(self, subsystem: Subsystem, app: u32) -> Self {
-        Self((self.0 & (0xff << 40)) | ((subsystem as u64) << 32) | app as u64)
+    const fn with_subsystem(self, subsystem: Subsystem) -> Self {
+        Self((self.0 & !(0xff << 32)) | ((subsystem as u64) << 32))
+    }
+
+    const fn with_app(self, app: u32) -> Self {
+        Self((self.0 & !0xffff_ffff) | app as u64)
     }
 
     pub(super) const fn with_owner(self, owner: u8) -> Self {
@@ -183,7 +187,7 @@ impl<F: Future> Future for Tagged<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
-        let _charge = tag_app(*this.subsystem, *this.app);
+        let _charge = tag(*this.subsystem);
         this.future.poll(cx)
     }
 }
@@ -197,7 +201,8 @@ mod tests {
         assert_eq!(current().subsystem(), Subsystem::Other);
         let outer = tag(Subsystem::Tls);
         {
-            let _inner = tag_app(Subsystem::Http2, 7);
+            let _app = tag_app(7);
+            let _inner = tag(Subsystem::Http2);
             assert_eq!((current().subsystem(), current().app()), (Subsystem::Http2, 7));
         }
         assert_eq!((current().subsystem(), current().app()), (Subsystem::Tls, 0));
@@ -209,7 +214,7 @@ mod tests {
     fn an_owner_outlives_a_change_of_subsystem() {
         let before = current();
         let _owner = before.with_owner(9).enter(before);
-        let _charge = tag_app(Subsystem::Filter, u32::MAX);
+        let _charge = (tag(Subsystem::Filter), tag_app(u32::MAX));
         let tag = Tag::from_word(current().word());
         assert_eq!((tag.owner(), tag.subsystem(), tag.app()), (9, Subsystem::Filter, u32::MAX));
     }
@@ -217,9 +222,9 @@ mod tests {
     #[test]
     fn a_future_is_charged_while_it_is_polled_and_not_between() {
         let mut turns = 0;
+        let _app = tag_app(3);
         let mut future = std::pin::pin!(tagged(
             Subsystem::Mesh,
-            3,
             std::future::poll_fn(|_| {
                 assert_eq!((current().subsystem(), current().app()), (Subsystem::Mesh, 3));
                 turns += 1;
@@ -228,9 +233,9 @@ mod tests {
         ));
         let mut cx = Context::from_waker(std::task::Waker::noop());
         assert!(future.as_mut().poll(&mut cx).is_pending());
-        assert_eq!(current(), Tag::default());
+        assert_eq!((current().subsystem(), current().app()), (Subsystem::Other, 3));
         assert!(future.as_mut().poll(&mut cx).is_ready());
-        assert_eq!(current(), Tag::default());
+        assert_eq!((current().subsystem(), current().app()), (Subsystem::Other, 3));
     }
 
     #[test]

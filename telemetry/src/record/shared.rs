@@ -133,6 +133,11 @@ impl Shared {
         self.exports.store(wanted, Relaxed);
     }
 
+    /// Records of requests and connections that have not ended.
+    pub fn live(&self) -> i64 {
+        self.counters.live.value()
+    }
+
     /// Whether anybody reads what is kept.
     pub fn exports_wanted(&self) -> bool {
         self.exports.load(Relaxed)

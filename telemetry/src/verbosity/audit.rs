@@ -3,10 +3,10 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use crate::ledger::Account;
+use crate::lock::Mutex;
 
 /// Changes that are remembered; older ones are in the log only.
 pub(super) const ENTRIES_MAX: usize = 256;
@@ -59,7 +59,7 @@ impl What {
 
 impl Audit {
     pub(super) fn new(account: Account) -> Self {
-        Self { entries: Mutex::default(), account }
+        Self { entries: Mutex::new("audit of verbosity", VecDeque::new()), account }
     }
 
     pub(super) fn note(&self, what: What, rule: Option<u64>, who: &str, why: &str, now: Duration) {

@@ -209,6 +209,29 @@ impl Rules {
         Ok(id)
     }
 
+    /// Rules of another process of the node, as it listed them, with what is left of them. What is
+    /// known by its id already stays; what is not bounded as it must be is left out.
+    pub(super) fn carry(&self, listed: Vec<Listed>, now: Instant) -> usize {
+        let mut last = self.last.lock();
+        let mut rules = self.table.load().to_vec();
+        let before = rules.len();
+        for listed in listed {
+            let id = listed.id;
+            if rules.len() < RULES_MAX
+                && rules.iter().all(|rule| rule.id != id)
+                && let Some(rule) = Rule::carried(listed, now)
+            {
+                *last = id.max(*last);
+                let place = rules.partition_point(|other| other.asked.level >= rule.asked.level);
+                rules.insert(place, Arc::new(rule));
+            }
+        }
+        let carried = rules.len() - before;
+        self.replace(rules);
+        self.account.take(carried);
+        carried
+    }
+
     /// Removes the rule `id`, or all; says how many that were.
     pub(super) fn remove(&self, id: Option<u64>, who: &str, now: Now, audit: &Audit) -> usize {
         self.take_out(
@@ -302,6 +325,19 @@ impl Rule {
             noted: AtomicBool::new(false),
             asked,
         }
+    }
+
+    fn carried(listed: Listed, now: Instant) -> Option<Self> {
+        let Listed { id, scope, client, percent, level, who, why, .. } = listed;
+        let client = client.map(|net| net.parse()).transpose().ok()?;
+        // What has run for a while may have less left than the shortest rule that may be made.
+        let left = Duration::try_from_secs_f64(listed.expires_in_seconds).ok()?.min(TTL_MAX);
+        let (ttl, uses, bytes) = (TTL_DEFAULT, listed.uses_max, listed.bytes_max);
+        let asked = NewRule { scope, client, percent, level, ttl, uses, bytes, why };
+        let rule = Self::new(id, asked.checked().ok()?, &who, now);
+        rule.uses.store(listed.uses, Relaxed);
+        rule.bytes.store(listed.bytes, Relaxed);
+        Some(Self { expires: now + left, ..rule })
     }
 
     fn matches(&self, facts: &Facts<'_>, now: Instant) -> bool {

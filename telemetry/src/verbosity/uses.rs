@@ -2,10 +2,9 @@
 
 use std::collections::HashMap;
 
-use parking_lot::Mutex;
-
 use super::Outcome;
 use crate::ledger::Account;
+use crate::lock::Mutex;
 
 /// Tokens in use at a time. More would be a mistake in somebody's script.
 pub(super) const TOKENS_MAX: usize = 4_096;
@@ -29,7 +28,7 @@ struct Use {
 
 impl Uses {
     pub(super) fn new(account: Account) -> Self {
-        Self { table: Mutex::default(), account }
+        Self { table: Mutex::new("uses of tokens", HashMap::default()), account }
     }
 
     /// Counts one of `max` uses of a token, if `affordable` then says that it can be had; what is

@@ -60,6 +60,21 @@ impl Thread {
         Self { id: rustix::thread::gettid().as_raw_nonzero().get() }
     }
 
+    /// One that made itself ready before and gave its number.
+    pub(crate) fn of(id: libc::pid_t) -> Self {
+        Self { id }
+    }
+
+    pub(crate) fn id(self) -> libc::pid_t {
+        self.id
+    }
+
+    /// As the kernel knows it; empty once it has ended.
+    pub fn name(self) -> String {
+        let name = std::fs::read_to_string(format!("/proc/self/task/{}/comm", self.id));
+        name.map(|name| name.trim_end().to_owned()).unwrap_or_default()
+    }
+
     /// Whether it has ended.
     pub fn has_ended(self) -> bool {
         !signal(self.id, 0)

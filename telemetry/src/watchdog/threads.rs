@@ -9,6 +9,7 @@ use tokio::runtime::RuntimeMetrics;
 use tokio::time::Instant;
 
 use super::{Config, Finding, Pulse, Watchdog, capture};
+use crate::lock::{self, Held};
 use crate::stack;
 use crate::symbols::child;
 
@@ -23,6 +24,9 @@ pub struct Watched {
 pub struct Threads {
     watchdog: Watchdog,
     threads: Vec<Watched>,
+    blocked: Duration,
+    /// Holdings of locks that were reported and may last.
+    reported: Vec<lock::Turn>,
     /// Looks up names; there is one at a time, and it ends by its own deadline.
     naming: Option<JoinHandle<()>>,
 }
@@ -35,7 +39,9 @@ const PATIENCE: Duration = Duration::from_millis(20);
 impl Threads {
     /// Needs [`capture::install`].
     pub fn new(config: Config, threads: Vec<Watched>, now: Instant) -> Self {
-        Self { watchdog: Watchdog::new(config, threads.len(), now), threads, naming: None }
+        let blocked = config.blocked;
+        let watchdog = Watchdog::new(config, threads.len(), now);
+        Self { watchdog, threads, blocked, reported: Vec::new(), naming: None }
     }
 
     /// Takes every pulse, reports what there is to report, and says what is left to be done about it.
@@ -52,6 +58,35 @@ impl Threads {
                 act(finding);
             }
         }
+    }
+
+    /// Reports every lock that is held for as long as a thread may take for a poll, each holding once;
+    /// says how many those were.
+    pub fn look_at_locks(&mut self) -> u64 {
+        let held: Vec<Held> = lock::held_for(self.blocked).collect();
+        self.reported.retain(|turn| held.iter().any(|held| held.turn == *turn));
+        let mut found = 0;
+        for held in held {
+            if self.reported.contains(&held.turn) {
+                continue;
+            }
+            self.reported.push(held.turn);
+            found += 1;
+            let Held { lock, thread, lasted, .. } = held;
+            let name = thread.name();
+            let taken = thread.stack(PATIENCE);
+            let pcs = taken.as_ref().map_or(&[][..], capture::Stack::pcs);
+            tracing::error!(
+                lock,
+                thread = name,
+                milliseconds = lasted.as_millis() as u64,
+                build = stack::build_id(),
+                stack = %stack::Raw(pcs),
+                "a lock is held for too long"
+            );
+            self.name(name, pcs);
+        }
+        found
     }
 
     /// For how long the one that hangs longest has not come back.

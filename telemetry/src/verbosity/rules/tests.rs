@@ -229,3 +229,39 @@ fn uses_are_counted_once_however_many_workers_ask() {
     });
     assert_eq!(granted.into_inner(), 1_000);
 }
+
+#[test]
+fn rules_of_another_process_go_on_with_what_they_have_left() {
+    let (old, new) = (fixture(), fixture());
+    let client = Some("198.51.100.0/24".parse().expect("a prefix"));
+    let asked = NewRule { client, percent: Some(100.0), uses: 2, ..of_app("shop") };
+    let id = old.add(asked).expect("there is room");
+    assert_eq!(old.find("shop", 0.0), Some(Ok(id)));
+    let listed = old.rules.list(old.at(599.5).instant);
+    let written = serde_json::to_string(&listed).expect("it is JSON");
+    let read: Vec<Listed> = serde_json::from_str(&written).expect("the same");
+    assert_eq!(new.rules.carry(read.clone(), new.start.instant), 1);
+    assert_eq!(new.rules.carry(read, new.start.instant), 0, "it is there");
+    assert_eq!(new.find("shop", 0.6), None, "its time is up");
+    assert_eq!(new.find("shop", 0.4), Some(Ok(id)));
+    assert_eq!(new.find("shop", 0.4), Some(Err(Refused::UsedUp)), "one was used before");
+    assert_eq!(new.add(of_app("blog")), Ok(id + 1), "an id is never given twice");
+    assert_eq!(new.ledger.read()[0].current, 2);
+}
+
+#[test]
+fn rules_of_another_process_that_are_not_bounded_are_left_out() {
+    let (old, new) = (fixture(), fixture());
+    old.add(of_app("shop")).expect("there is room");
+    let listed = old.rules.list(old.start.instant).remove(0);
+    let check = |change: fn(&mut Listed)| {
+        let mut listed = listed.clone();
+        change(&mut listed);
+        assert_eq!(new.rules.carry(vec![listed], new.start.instant), 0);
+    };
+    check(|rule| rule.uses_max = USES_MAX + 1);
+    check(|rule| rule.scope = Scope::default());
+    check(|rule| rule.client = Some("nobody".to_owned()));
+    check(|rule| rule.expires_in_seconds = f64::NAN);
+    assert!(!new.rules.any());
+}
