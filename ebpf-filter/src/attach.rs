@@ -97,6 +97,14 @@ impl Place {
         if info.place == 0 || info.kind != self.kind() {
             return Ok(false);
         }
+        if let Self::Cgroup(path) = self
+            && info.place != ours
+            && !is_there(path, info.place)
+        {
+            // systemd makes the cgroup of a service anew at each start, and sockets that were opened
+            // in the old one, as those a service manager keeps are, hold the link to it.
+            return Ok(false);
+        }
         if info.place != ours {
             let source = io::Error::from(io::ErrorKind::AlreadyExists);
             let reason = "belongs to another place (two nodes need two directories of pins)";
@@ -194,6 +202,29 @@ pub(crate) fn own_cgroup() -> Option<PathBuf> {
     let own = std::fs::read_to_string("/proc/self/cgroup").ok()?;
     let own = own.lines().find_map(|line| line.strip_prefix("0::/"))?;
     Some(root.join(own))
+}
+
+/// Cgroups that are looked at before one counts as there: better refused than stolen.
+const CGROUPS_MAX: usize = 65_536;
+
+/// Whether any cgroup of the hierarchy that `path` is in has this identity (its lower half).
+fn is_there(path: &Path, identity: u32) -> bool {
+    let is_cgroup = |folder: &&Path| folder.join("cgroup.procs").exists();
+    let Some(root) = path.ancestors().take_while(is_cgroup).last() else { return true };
+    let (mut folders, mut seen) = (vec![root.to_owned()], 0);
+    while let Some(folder) = folders.pop() {
+        seen += 1;
+        let found =
+            folder.metadata().is_ok_and(|it| it.ino() & u64::from(u32::MAX) == identity.into());
+        if found || seen == CGROUPS_MAX {
+            return true;
+        }
+        let Ok(entries) = folder.read_dir() else { continue };
+        let entries =
+            entries.flatten().filter(|entry| entry.file_type().is_ok_and(|it| it.is_dir()));
+        folders.extend(entries.map(|entry| entry.path()));
+    }
+    false
 }
 
 // === impl Interface ===

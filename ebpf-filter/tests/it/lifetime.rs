@@ -1,6 +1,9 @@
 //! What outlives the process, and how the next one takes its place.
 
+use std::io::Read as _;
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -181,6 +184,44 @@ fn an_interface_that_was_made_anew_is_attached_anew() {
             let gone = detail(own, "link-xdp-left");
             assert!(gone.ends_with("nothing: it is gone"), "{gone}");
         }
+    });
+}
+
+/// As systemd does with a service's; and a socket that is kept holds on to the old one.
+#[test]
+fn a_cgroup_that_was_made_anew_is_attached_anew() {
+    alone(|own| {
+        let group = own.cgroup().join("service");
+        let cgroup = |path: &Path| Config {
+            mode: Mode::Cgroup,
+            cgroup: Some(path.to_owned()),
+            ..own.config()
+        };
+        std::fs::create_dir(&group).unwrap();
+        Filter::open(&cgroup(&group)).unwrap();
+        let keep = "import os, socket, sys
+open(sys.argv[1] + '/cgroup.procs', 'w').write('0')
+kept = socket.create_server(('127.0.0.1', 0))
+open(sys.argv[2] + '/cgroup.procs', 'w').write('0')
+os.rmdir(sys.argv[1])
+print('ready', flush=True)
+sys.stdin.read()";
+        let mut keeper = Command::new("python3");
+        keeper.arg("-c").arg(keep).arg(&group).arg(own.cgroup());
+        let keeper = keeper.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+        let mut keeper = keeper.expect("python3 is installed");
+        keeper.stdout.as_mut().unwrap().read_exact(&mut [0; 6]).expect("it keeps a socket");
+        let before = detail(own, "link-cgroup");
+        std::fs::create_dir(&group).unwrap();
+        Filter::open(&cgroup(&group)).unwrap();
+        assert_ne!(detail(own, "link-cgroup"), before);
+        // The control: one that is there is somebody's.
+        let other = own.cgroup().join("other");
+        std::fs::create_dir(&other).unwrap();
+        let error = Filter::open(&cgroup(&other)).err().expect("it is another node's");
+        assert!(error.to_string().contains("two nodes need two directories"), "{error}");
+        keeper.kill().and_then(|()| keeper.wait()).expect("it is our child");
+        std::fs::remove_dir(group).and_then(|()| std::fs::remove_dir(other)).unwrap();
     });
 }
 
