@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, SystemTime};
 
+use rusqlite::Connection;
 use thiserror::Error;
 use tokio::sync::oneshot;
 
@@ -63,6 +64,10 @@ pub enum CatalogError {
     Directory { path: PathBuf, source: std::io::Error },
     #[error("cannot start the catalog's writer")]
     Thread { source: std::io::Error },
+    #[error(
+        "the catalog cannot be used ({reason}), and not be put aside: another process has it open"
+    )]
+    InUse { reason: String },
 }
 
 /// Largest file the catalog grows to: twenty times what a million instances need.
@@ -80,6 +85,14 @@ impl Catalog {
         Self::open_bounded(directory, BYTES_MAX)
     }
 
+    /// The same while another process has it open: a file that cannot be used stays where it is, because
+    /// what SQLite keeps beside it is found by its name.
+    pub fn open_shared(directory: &Path) -> Result<(Self, Loaded), CatalogError> {
+        let (connection, loaded) = open::open_shared(&directory.join(FILE), BYTES_MAX)
+            .map_err(|reason| CatalogError::InUse { reason })?;
+        Self::begin(connection, loaded)
+    }
+
     /// Like [`open`](Self::open), with the size the file may have.
     pub(crate) fn open_bounded(
         directory: &Path,
@@ -90,6 +103,13 @@ impl Catalog {
             CatalogError::Directory { path, source }
         })?;
         let (connection, loaded) = open::open(&directory.join(FILE), bytes_max);
+        Self::begin(connection, loaded)
+    }
+
+    fn begin(
+        connection: Option<Connection>,
+        loaded: Loaded,
+    ) -> Result<(Self, Loaded), CatalogError> {
         let errors = Arc::new(AtomicU64::new(u64::from(loaded.trouble.is_some())));
         let mailbox = Arc::new(Mailbox::default());
         let (done, finished) = oneshot::channel();

@@ -33,6 +33,8 @@ pub struct Config {
     pub storage: PathBuf,
     /// The folder of app files.
     pub apps: PathBuf,
+    /// Another process has the catalog open, and will for a while.
+    pub shared: bool,
 }
 
 /// The inventory of this node and whoever keeps it current.
@@ -72,8 +74,9 @@ impl Control {
     /// Blocks for as long as the reading takes, about a second for a million instances.
     pub fn open(config: Config) -> Result<(Self, Vec<Arc<App>>), OpenError> {
         let _working = INVENTORY.enter();
-        let Config { storage, apps } = config;
-        let (catalog, loaded) = Catalog::open(&storage).map_err(OpenError::Catalog)?;
+        let Config { storage, apps, shared } = config;
+        let opened = if shared { Catalog::open_shared(&storage) } else { Catalog::open(&storage) };
+        let (catalog, loaded) = opened.map_err(OpenError::Catalog)?;
         let Loaded { apps: stored, quarantined, synced_at, trouble: _ } = loaded;
         let status = Arc::new(Status::new(catalog.errors(), synced_at));
         // Revisions rise even when the catalog was lost: no change is as frequent as this clock.

@@ -47,6 +47,19 @@ pub(super) fn open(file: &Path, bytes_max: u64) -> (Option<Connection>, Loaded) 
     }
 }
 
+/// Opens `file` for writing beside another process, or does without; a file that nobody can use is an
+/// error, and what is wrong with it.
+pub(super) fn open_shared(
+    file: &Path,
+    bytes_max: u64,
+) -> Result<(Option<Connection>, Loaded), String> {
+    match open_and_load(file, bytes_max) {
+        Ok((connection, loaded)) => Ok((Some(connection), loaded)),
+        Err(Unusable::Unavailable(error)) => Ok((None, without(file, &error.to_string()))),
+        Err(Unusable::Damaged(damage)) => Err(damage),
+    }
+}
+
 fn open_and_load(file: &Path, bytes_max: u64) -> Result<(Connection, Loaded), Unusable> {
     let mut connection = Connection::open(file)?;
     configure(&connection, bytes_max)?;

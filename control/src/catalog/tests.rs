@@ -405,3 +405,24 @@ proptest! {
         prop_assert_eq!(loaded.apps, [Stored { app, origin: origin.into() }]);
     }
 }
+
+#[test]
+fn a_file_that_another_process_has_open_is_shared_or_refused_and_never_put_aside() {
+    let folder = TempDir::new().expect("a folder");
+    let (first, _) = Catalog::open(folder.path()).expect("opens");
+    first.store(app("a"), "a.toml".into());
+    let (second, loaded) = Catalog::open_shared(folder.path()).expect("opens");
+    assert_eq!(loaded.trouble, None);
+    // Both write, and neither loses anything.
+    first.store(app("b"), "b.toml".into());
+    second.store(app("c"), "c.toml".into());
+    drop((first, second));
+    assert_eq!(names(&read(&folder)), ["a", "b", "c"]);
+
+    let (_first, _) = Catalog::open(folder.path()).expect("opens");
+    sql(&folder, "PRAGMA user_version = 99");
+    let before = files(&folder);
+    let error = Catalog::open_shared(folder.path()).err().expect("it is of another version");
+    assert!(error.to_string().contains("schema version is 99"), "{error}");
+    assert_eq!(files(&folder), before);
+}

@@ -49,7 +49,7 @@ impl Disk {
     }
 
     fn start(&self) -> Node {
-        let config = Config { storage: self.storage(), apps: self.apps() };
+        let config = Config { storage: self.storage(), apps: self.apps(), shared: false };
         let (control, restored) = Control::open(config).expect("opens");
         let (sender, changes) = mpsc::unbounded_channel();
         let (status, stop) = (control.status(), CancellationToken::new());
@@ -229,7 +229,7 @@ async fn a_row_that_does_not_decode_is_named_until_the_source_has_spoken() {
     let connection = rusqlite::Connection::open(disk.storage().join(catalog::FILE));
     connection.expect("opens").execute_batch(damage).expect("valid SQL");
     disk.remove("b.toml");
-    let config = Config { storage: disk.storage(), apps: disk.apps() };
+    let config = Config { storage: disk.storage(), apps: disk.apps(), shared: false };
     let (control, restored) = Control::open(config).expect("opens");
     assert!(restored.is_empty());
     assert_eq!(control.status().quarantined_total(), 2);
