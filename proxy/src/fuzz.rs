@@ -8,13 +8,15 @@
 mod wire;
 mod requests;
 mod answers;
+mod asks;
 mod heads;
 mod frames;
 mod hello;
 mod files;
 mod token;
 
-pub use answers::answer;
+pub use answers::{answer, chunks};
+pub use asks::encode;
 pub use files::{app_file, config_file};
 pub use frames::meter;
 pub use heads::{authority, fields};
@@ -89,7 +91,7 @@ mod tests {
     }
 
     replays! {
-        screen smuggle answer authority fields meter client_hello node_certificate app_file
+        screen smuggle answer chunks encode authority fields meter client_hello node_certificate app_file
         config_file trace_token
     }
 

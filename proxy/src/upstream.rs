@@ -8,11 +8,13 @@ mod patience;
 mod connect;
 pub(crate) mod framing;
 mod pool;
-mod http1;
+pub(crate) mod http1;
 mod http2;
 mod connections;
 mod tunnel;
 pub mod retry;
+#[cfg(feature = "micro")]
+pub mod micro;
 
 use std::fmt;
 use std::future::Future;
@@ -24,7 +26,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use h2::ext::Protocol;
-use http::{Method, Request, Response};
+use http::{HeaderMap, Method, Request, Response, request};
 use telemetry::error::chain;
 use telemetry::ledger::Ledger;
 use telemetry::ledger::scope::CONNECTIONS;
@@ -38,8 +40,9 @@ use tokio_util::task::TaskTracker;
 use crate::body::Body;
 use crate::config;
 use crate::error::{Code, FERRULE_ERROR, Failure, Retry};
+use crate::identify::mesh;
 use crate::io::cork;
-use crate::nodes::Node;
+use crate::nodes::{Node, Word};
 
 use connect::{Kinds, Stream, connect};
 use connections::{Connections, Key};
@@ -82,12 +85,11 @@ pub enum Transport {
 /// A request that got no answer.
 pub struct Refused {
     pub failure: Failure,
-    /// The request itself, when not one byte of it was sent: it can go elsewhere without a copy.
+    /// The body, when not one byte of it was asked for: it can go elsewhere as it is.
     ///
-    /// With [`Retry::Unsent`] and nothing here it was sent and refused unprocessed (a GOAWAY, a
-    /// REFUSED_STREAM): whoever wants to send it elsewhere needs a copy of the head and a
-    /// [`retry::Replay`] of the body.
-    pub unsent: Option<Request<Body>>,
+    /// With [`Retry::Unsent`] and nothing here the request was sent and refused unprocessed (a
+    /// GOAWAY, a REFUSED_STREAM): whoever wants to send it elsewhere needs a [`retry::Replay`].
+    pub unsent: Option<Body>,
 }
 
 /// What came of asking for an upgrade.
@@ -122,19 +124,21 @@ impl Upstreams {
         registry: &Registry,
         ledger: &Ledger,
     ) -> Rc<Self> {
-        let http2 = Http2::new(limits, timeouts, buffers, tasks.clone());
+        let http2 = Http2::new(limits, timeouts, buffers.clone(), tasks.clone());
         Rc::new(Self {
             kinds: Kinds::new(registry),
             timeouts: timeouts.clone(),
             pool: Rc::new(Pool::new(limits, timeouts, ledger)),
-            http1: Http1::new(limits, timeouts, tasks),
+            http1: Http1::new(limits, timeouts, buffers, tasks),
             connections: Connections::new(limits, http2.clone(), ledger),
             http2,
             mesh,
         })
     }
 
-    /// Sends `request` and resolves with the head of the answer; the body streams.
+    /// Sends the request of `head` and `body` and resolves with the head of the answer; the body
+    /// streams. HTTP/1 writes `head` from where it is and leaves it as it was; what HTTP/2 keeps of
+    /// it, it takes.
     ///
     /// # Cancel safety
     ///
@@ -142,11 +146,12 @@ impl Upstreams {
     pub async fn send(
         &self,
         to: &Target,
-        request: Request<Body>,
+        head: &mut request::Parts,
+        body: Body,
     ) -> Result<Response<Body>, Refused> {
         match &to.transport {
-            Transport::Http1 { reuse } => self.send_http1(to.address, *reuse, request).await,
-            Transport::H2c | Transport::Mesh(_) => Box::pin(self.send_http2(to, request)).await,
+            Transport::Http1 { reuse } => self.send_http1(to.address, *reuse, head, body).await,
+            Transport::H2c | Transport::Mesh(_) => Box::pin(self.send_http2(to, head, body)).await,
         }
     }
 
@@ -162,7 +167,8 @@ impl Upstreams {
             return Ok(Tunnel::tcp(stream, Bytes::new()));
         }
         let (connection, slot) = self.stream(to).await?;
-        let (head, stream) = connection.tunnel(slot, head).await?.into_parts();
+        let (mut head, stream) = connection.tunnel(slot, head).await?.into_parts();
+        to.listen(&mut head.headers);
         if head.status.is_success() {
             return Ok(Tunnel::h2(stream));
         }
@@ -183,8 +189,8 @@ impl Upstreams {
     ) -> Result<Upgrade, Failure> {
         if let Transport::Http1 { .. } = to.transport {
             let stream = connect(to.address, self.timeouts.connect, &self.kinds.tcp).await?;
-            let request = request.map(|()| Body::Empty);
-            return Ok(match self.http1.upgrade(stream, request).await? {
+            let (head, ()) = request.into_parts();
+            return Ok(match self.http1.upgrade(stream, &head).await? {
                 Switch::Switched(head, stream, first) => {
                     Upgrade::Switched(head, Tunnel::tcp(stream, first))
                 }
@@ -197,7 +203,8 @@ impl Upstreams {
         }
         *request.method_mut() = Method::CONNECT;
         request.extensions_mut().insert(Protocol::from(protocol));
-        let (head, stream) = connection.tunnel(slot, request).await?.into_parts();
+        let (mut head, stream) = connection.tunnel(slot, request).await?.into_parts();
+        to.listen(&mut head.headers);
         if head.status.is_success() {
             return Ok(Upgrade::Switched(Response::from_parts(head, ()), Tunnel::h2(stream)));
         }
@@ -209,47 +216,54 @@ impl Upstreams {
         &self,
         address: SocketAddr,
         reuse: bool,
-        mut request: Request<Body>,
+        head: &request::Parts,
+        mut body: Body,
     ) -> Result<Response<Body>, Refused> {
         let home = || reuse.then(|| (self.pool.clone(), address));
-        let look = if request.method().is_idempotent() { Look::Glance } else { Look::Closely };
+        let look = if head.method.is_idempotent() { Look::Glance } else { Look::Closely };
         for _ in 0..STALE_MAX {
             let Some(stream) = self.pool.take(address, look, Instant::now()) else { break };
-            match self.http1.exchange(stream, home(), request).await {
+            match self.http1.exchange(stream, home(), head, body).await {
                 Err(Refused { failure, unsent: Some(unsent) })
                     if failure.retry == Retry::Unsent =>
                 {
-                    request = unsent;
+                    body = unsent;
                 }
                 outcome => return outcome,
             }
         }
         // Boxed: a second exchange in this future would double it, and most requests find a socket.
-        Box::pin(self.connect_http1(address, home(), request)).await
+        Box::pin(self.connect_http1(address, home(), head, body)).await
     }
 
     async fn connect_http1(
         &self,
         address: SocketAddr,
         home: Option<(Rc<Pool>, SocketAddr)>,
-        request: Request<Body>,
+        head: &request::Parts,
+        body: Body,
     ) -> Result<Response<Body>, Refused> {
         match connect(address, self.timeouts.connect, &self.kinds.http1).await {
-            Ok(stream) => self.http1.exchange(stream, home, request).await,
-            Err(failure) => Err(Refused { failure, unsent: Some(request) }),
+            Ok(stream) => self.http1.exchange(stream, home, head, body).await,
+            Err(failure) => Err(Refused { failure, unsent: Some(body) }),
         }
     }
 
     async fn send_http2(
         &self,
         to: &Target,
-        request: Request<Body>,
+        head: &mut request::Parts,
+        body: Body,
     ) -> Result<Response<Body>, Refused> {
         let (connection, slot) = match self.stream(to).await {
             Ok(stream) => stream,
-            Err(failure) => return Err(Refused { failure, unsent: Some(request) }),
+            Err(failure) => return Err(Refused { failure, unsent: Some(body) }),
         };
-        connection.send(slot, request).await
+        let (nothing, ()) = Request::new(()).into_parts();
+        let head = std::mem::replace(head, nothing);
+        let mut response = connection.send(slot, Request::from_parts(head, body)).await?;
+        to.listen(response.headers_mut());
+        Ok(response)
     }
 
     /// The right to one stream of the shared connection to `to`.
@@ -351,6 +365,19 @@ fn declined(head: &http::response::Parts) -> Failure {
         _ => Retry::Never,
     };
     Failure::new(code.unwrap_or(Code::PU02)).retry(retry)
+}
+
+// === impl Target ===
+
+impl Target {
+    /// Takes from the head of an answer what only nodes say to each other of themselves.
+    fn listen(&self, headers: &mut HeaderMap) {
+        let Transport::Mesh(node) = &self.transport else { return };
+        // That it serves again is the probe's to say: answers may overtake each other.
+        if headers.remove(mesh::DRAINING).is_some() {
+            node.hear(Word::Draining);
+        }
+    }
 }
 
 // === impl Refused ===

@@ -86,7 +86,10 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
     // the map for all of them.
     let mut found = [false; HOP_BY_HOP_FIELDS];
     for name in headers.keys() {
-        if let Some(index) = HOP_BY_HOP.iter().position(|hop_by_hop| hop_by_hop == name) {
+        // Most names are decided by their first byte.
+        if matches!(name.as_str().as_bytes().first(), Some(b'c' | b'h' | b'k' | b'p' | b't' | b'u'))
+            && let Some(index) = HOP_BY_HOP.iter().position(|hop_by_hop| hop_by_hop == name)
+        {
             found[index] = true;
         }
     }
@@ -173,8 +176,8 @@ fn is_reserved_name(name: &str) -> bool {
 
 /// Makes every value a slice of one exact-size block.
 ///
-/// hyper's values are slices of its read buffer, and the HPACK encoder keeps values: without this a
-/// few bytes in its table pin whole buffers (hyper #4060).
+/// An HPACK decoder's values share its blocks with those of other heads, and an encoder keeps values:
+/// without this a few bytes in its table pin whole buffers.
 pub fn detach(headers: &mut HeaderMap) {
     let bytes = headers.values().map(HeaderValue::len).sum();
     let mut block = bytes::BytesMut::with_capacity(bytes);

@@ -1,53 +1,55 @@
 //! One exchange with an HTTP/1 instance on a bare socket, which goes back to the pool afterwards.
 //!
-//! The only module that knows hyper's HTTP/1 client. [`Http1::exchange`] takes a socket and a
-//! request and gives the head and a body that streams; the connection state lives exactly as long
-//! as the exchange and is polled by whoever waits for the head or reads the body, so there is
-//! neither a task nor a buffer between exchanges. Only when the head comes before the request body
-//! has been sent does a task take over, so that the upload goes on even if nobody reads the answer.
-//! Dropping the future or the body closes the socket: a cancelled request reaches the instance.
+//! [`Http1::exchange`] takes a socket and a request and gives the head and a body that streams. The
+//! request is written and the answer read by whoever waits for the head or reads the body, in buffers
+//! that the worker lends for a turn, so there is neither a task nor a buffer between exchanges. Only
+//! when the head comes before the request body has been sent does a task take over, so that the
+//! upload goes on even if nobody reads the answer. Dropping the future or the body closes the socket:
+//! a cancelled request reaches the instance.
 
-mod download;
+pub(crate) mod head;
+pub(crate) mod decode;
+pub(crate) mod ask;
 mod upload;
-mod wire;
+mod received;
+mod socket;
+mod download;
 
-use std::future::{Future, poll_fn};
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, HOST, HeaderValue, TRANSFER_ENCODING};
-use http::{Method, Request, Response, StatusCode, Uri, Version};
-use http_body::Body as _;
-use hyper::client::conn::TrySendError;
-use hyper::client::conn::http1::{Builder, Connection, Parts, SendRequest};
-use hyper_util::rt::TokioIo;
-use tokio::time::Instant;
+use http::{Method, Response, StatusCode, request};
 use tokio_util::task::TaskTracker;
 
 use crate::body::Body;
 use crate::config;
-use crate::error::{Code, Failure, Retry};
+use crate::error::{BoxError, Code, Failure, Retry};
+use crate::io::cork::Buffers;
 
+use super::Refused;
 use super::connect::Stream;
+use super::framing::Framed;
 use super::patience::Patience;
-use super::pool::Pool;
-use super::{Refused, framing};
+use super::pool::{Look, Pool, is_quiet};
 
-use download::Download;
-use upload::{Progress, Upload};
-use wire::Wire;
+use decode::{Chunked, Decoder, End, Part};
+use download::{Download, recycle};
+use head::{Found, Head, HeadReader, Limits, Malformed};
+use received::Received;
+use socket::Socket;
+use upload::{Broken, Upload};
 
 /// What every exchange of a worker shares.
 pub(super) struct Http1 {
-    builder: Builder,
-    fields_max: usize,
+    limits: Limits,
     response_head: Duration,
     response_body: Duration,
+    buffers: Buffers,
     tasks: TaskTracker,
 }
 
@@ -61,28 +63,29 @@ pub(super) enum Switch {
     Answered(Response<Body>),
 }
 
-/// A connection in the middle of an exchange.
-struct Exchange {
-    link: Link,
-    sender: SendRequest<Upload>,
-    home: Home,
-}
-
-/// hyper's connection until it has said its last word, then its parts. One of the two is there.
-struct Link {
-    running: Option<Connection<TokioIo<Wire>, Upload>>,
-    ended: Option<Parts<TokioIo<Wire>>>,
+/// A request on its way and the answer to it, as far as they are.
+struct Asking {
+    stream: Stream,
+    upload: Upload,
+    received: Received,
+    reader: HeadReader,
+    /// The instance has sent a byte.
+    has_heard: bool,
+    /// The instance takes no more of the request; its answer may be there all the same.
+    refused: Option<io::Error>,
+    patience: Patience,
 }
 
 /// The head arrived; what is behind it has not been read.
 struct Answered {
-    response: Response<hyper::body::Incoming>,
-    exchange: Exchange,
-    progress: Option<Rc<Progress>>,
+    head: Head,
+    /// Whether it is an answer to HEAD.
+    is_bodiless: bool,
+    received: Received,
+    stream: Stream,
+    /// What has not been sent of the request.
+    upload: Option<Upload>,
 }
-
-/// Bytes of one read of a body at most. The bound of a head is `head_bytes_max`.
-const READ_BYTES_MAX: usize = 256 * 1024;
 
 // === impl Http1 ===
 
@@ -90,27 +93,24 @@ impl Http1 {
     pub(super) fn new(
         limits: &config::Limits,
         timeouts: &config::Timeouts,
+        buffers: Buffers,
         tasks: TaskTracker,
     ) -> Self {
-        let mut builder = Builder::new();
-        builder.max_buf_size(READ_BYTES_MAX).max_header_size(limits.head_bytes_max);
-        // hyper's own 100 sit on the stack; any other number costs an allocation per head.
-        if limits.header_fields_max > 100 {
-            builder.max_headers(limits.header_fields_max);
-        }
         Self {
-            builder,
-            fields_max: limits.header_fields_max,
+            limits: Limits {
+                bytes_max: limits.head_bytes_max,
+                fields_max: limits.header_fields_max,
+            },
             response_head: timeouts.response_head,
             response_body: timeouts.response_body,
+            buffers,
             tasks,
         }
     }
 
-    /// Sends `request` on `stream` and resolves with the head of the answer.
+    /// Sends the request of `head` and `body` on `stream` and resolves with the head of the answer.
     ///
-    /// Values of the answer's header are slices of the buffer it was read into and keep that buffer
-    /// alive: copy those that outlive the response (hyper #4060).
+    /// Values of the answer's header are slices of one block, of the size of the head.
     ///
     /// # Cancel safety
     ///
@@ -119,227 +119,183 @@ impl Http1 {
         &self,
         stream: Stream,
         home: Home,
-        request: Request<Body>,
+        head: &request::Parts,
+        body: Body,
     ) -> Result<Response<Body>, Refused> {
-        let mut answered = self.head(stream, home, request).await?;
-        if answered.response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            return Err(broken("101 without having been asked").into());
+        let answered = self.head(stream, head, body).await?;
+        if answered.head.status == StatusCode::SWITCHING_PROTOCOLS {
+            return Err(malformed("101 without having been asked").into());
         }
-        self.check(&mut answered)?;
-        Ok(self.body(answered).await)
+        Ok(self.body(answered, home)?)
     }
 
-    /// Sends `request`, which asks for an upgrade, on `stream`, which was made for it.
+    /// Sends the request of `head`, which asks for an upgrade, on `stream`, which was made for it.
     pub(super) async fn upgrade(
         &self,
         stream: Stream,
-        request: Request<Body>,
+        head: &request::Parts,
     ) -> Result<Switch, Failure> {
-        let mut answered =
-            self.head(stream, None, request).await.map_err(|refused| refused.failure)?;
-        if answered.response.status() != StatusCode::SWITCHING_PROTOCOLS {
-            self.check(&mut answered)?;
-            return Ok(Switch::Answered(self.body(answered).await));
+        let answered = self.head(stream, head, Body::Empty).await;
+        let answered = answered.map_err(|refused| refused.failure)?;
+        if answered.head.status != StatusCode::SWITCHING_PROTOCOLS {
+            return Ok(Switch::Answered(self.body(answered, None)?));
         }
-        let (mut head, _) = answered.response.into_parts();
-        head.extensions.clear(); // hyper's own handle on the upgrade
-        let Parts { io, read_buf, .. } = answered.exchange.link.into_parts();
-        Ok(Switch::Switched(
-            Response::from_parts(head, ()),
-            io.into_inner().into_stream(),
-            read_buf,
-        ))
+        if answered.upload.is_some() {
+            return Err(malformed("101 before the request was sent"));
+        }
+        let first = Bytes::copy_from_slice(answered.received.bytes());
+        Ok(Switch::Switched(answered.head.into_response(()), answered.stream, first))
     }
 
     async fn head(
         &self,
         stream: Stream,
-        home: Home,
-        mut request: Request<Body>,
+        head: &request::Parts,
+        body: Body,
     ) -> Result<Answered, Refused> {
-        prepare(&mut request)?;
-        let progress = (!request.body().is_end_stream()).then(Rc::<Progress>::default);
-        let io = TokioIo::new(Wire::new(stream, progress.clone()));
-        let (mut sender, connection) = match self.builder.handshake(io).await {
-            Ok(pair) => pair,
-            Err(error) => {
-                let failure = Failure::new(Code::PU02).because(error).retry(Retry::Unsent);
-                return Err(Refused { failure, unsent: Some(request) });
-            }
-        };
-        let request = request.map(|body| Upload::new(body, progress.clone()));
-        let mut answer = pin!(sender.try_send_request(request));
-
-        let mut patience = Patience::new(self.response_head);
-        let mut link = Link { running: Some(connection), ended: None };
-        let outcome = poll_fn(|cx| {
-            link.poll(cx);
-            if let Poll::Ready(outcome) = answer.as_mut().poll(cx) {
-                return Poll::Ready(Ok(outcome));
-            }
-            let is_our_turn = progress.as_ref().is_some_and(|progress| progress.is_our_turn());
-            if is_our_turn {
-                patience.renew();
-                return Poll::Pending;
-            }
-            if let Some(progress) = &progress {
-                patience.count_from(progress.since());
-            }
-            patience.poll_spent(cx).map(|()| Err(Failure::new(Code::PU06)))
-        });
-        match outcome.await? {
-            Ok(response) => {
-                let exchange = Exchange { link, sender, home };
-                Ok(Answered { response, exchange, progress })
-            }
-            Err(error) => {
-                // The client's own failure is why the request could not be sent.
-                if let Some(failure) = progress.and_then(|progress| progress.take_failure()) {
-                    return Err(failure.into());
-                }
-                let heard = link.into_parts().io.into_inner().has_heard();
-                Err(refused(error, heard))
-            }
+        // A new connection may be closed already, or begin with something nobody asked for.
+        if !is_quiet(&stream.tcp, Look::Glance) {
+            let failure = Failure::new(Code::PU02).retry(Retry::Unsent);
+            let failure = failure.because("the connection was not quiet");
+            return Err(Refused { failure, unsent: Some(body) });
         }
-    }
-
-    fn check(&self, answered: &mut Answered) -> Result<(), Failure> {
-        framing::check(answered.response.headers_mut(), self.fields_max)
-            .map_err(|ambiguous| Failure::new(Code::PU07).because(ambiguous))
+        let mut asking = Asking {
+            stream,
+            upload: Upload::new(head, body, &self.buffers)?,
+            received: Received::new(&self.buffers),
+            reader: HeadReader::new(self.limits),
+            has_heard: false,
+            refused: None,
+            patience: Patience::new(self.response_head),
+        };
+        let is_bodiless = head.method == Method::HEAD;
+        let head = poll_fn(|cx| asking.poll_head(cx)).await?;
+        let Asking { stream, upload, received, refused, .. } = asking;
+        let upload = (refused.is_some() || !upload.is_sent()).then_some(upload);
+        Ok(Answered { head, is_bodiless, received, stream, upload })
     }
 
     /// The body of an answer: whole when it is here already, otherwise a stream.
-    async fn body(&self, answered: Answered) -> Response<Body> {
-        let Answered { response, exchange, progress } = answered;
-        let (head, incoming) = response.into_parts();
-        let is_uploading = progress.is_some_and(|progress| !progress.is_sent());
-        // An answer that is complete ends the exchange, even in the middle of an upload.
-        let mut download = if is_uploading && !incoming.is_end_stream() {
-            let task = self.tasks.spawn_local(exchange.finish());
-            Download::driven(incoming, task, self.response_body)
-        } else {
-            Download::inline(incoming, exchange, self.response_body)
+    fn body(&self, answered: Answered, home: Home) -> Result<Response<Body>, Failure> {
+        let Answered { mut head, is_bodiless, received, stream, upload } = answered;
+        let framed = head.framed().map_err(malformed)?;
+        let home = home.filter(|_| head.keeps_alive);
+        let is_bodiless =
+            is_bodiless || matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+        let mut decoder = match framed {
+            _ if is_bodiless => Decoder::Length(0),
+            Framed::Length { bytes, .. } => Decoder::Length(bytes),
+            Framed::Chunked => Decoder::Chunked(Chunked::new(self.limits)),
+            Framed::Open => Decoder::Open,
         };
-        let body = match poll_fn(|cx| Poll::Ready(download.poll_whole(cx))).await {
-            Some(bytes) => Body::full(bytes),
-            None => Body::boxed(download),
+        let part = decoder.read(received.bytes());
+        drop(received);
+        if let Part { data, end: Some(End::Whole { trailers: None, is_clean }) } = part {
+            // It ends the exchange, even in the middle of an upload.
+            if is_clean && upload.is_none() {
+                recycle(Socket::Whole(stream), &home);
+            }
+            return Ok(head.into_response(Body::full(data)));
+        }
+        let socket = match upload {
+            Some(upload) => Socket::shared(stream, upload, &self.tasks),
+            None => Socket::Whole(stream),
         };
-        Response::from_parts(head, body)
+        let (stall, buffers) = (self.response_body, self.buffers.clone());
+        let download = Download::new(socket, decoder, part, stall, home, buffers);
+        Ok(head.into_response(Body::boxed(download)))
     }
 }
 
-// === impl Exchange ===
+// === impl Asking ===
 
-impl Exchange {
-    /// Drives the connection: ready when the exchange is over, one way or the other.
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.link.poll(cx);
-        let is_over = self.link.running.is_none() || self.sender.is_ready();
-        if is_over { Poll::Ready(()) } else { Poll::Pending }
+impl Asking {
+    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Head, Failure>> {
+        self.send(cx)?;
+        loop {
+            match self.received.poll_read(&mut self.stream.tcp, cx) {
+                Poll::Ready(Ok(0)) => return Poll::Ready(Err(self.ended())),
+                Poll::Ready(Ok(_)) => self.has_heard = true,
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(self.broken(error))),
+                Poll::Pending => break,
+            }
+            if let Some(head) = self.read().map_err(malformed)? {
+                return Poll::Ready(Ok(head));
+            }
+        }
+        if let Some(error) = self.refused.take() {
+            return Poll::Ready(Err(self.broken(error)));
+        }
+        if self.upload.waits_for_client() {
+            self.patience.renew();
+            return Poll::Pending;
+        }
+        if let Some(since) = self.upload.since() {
+            self.patience.count_from(since);
+        }
+        ready!(self.patience.poll_spent(cx));
+        Poll::Ready(Err(Failure::new(Code::PU06)))
     }
 
-    /// Gives the socket back if the exchange left it clean; closes it otherwise.
-    ///
-    /// hyper says that it is ready for another request only when the last one was sent, its answer
-    /// was read to the end and keeping alive was agreed on; at that moment nothing of either is left
-    /// in it, which is why taking it apart loses nothing. What hyper does not say, the wire knows:
-    /// whether all was flushed and whether the instance has closed its side.
-    fn recycle(self) {
-        let Self { link, sender, home } = self;
-        let Some((pool, address)) = home else { return };
-        if link.running.is_none() || !sender.is_ready() {
-            return;
+    fn send(&mut self, cx: &mut Context<'_>) -> Result<(), Failure> {
+        if self.refused.is_some() || self.upload.is_sent() {
+            return Ok(());
         }
-        let Parts { io, read_buf, .. } = link.into_parts();
-        let wire = io.into_inner();
-        if wire.is_clean() && read_buf.is_empty() {
-            pool.put(address, wire.into_stream(), Instant::now());
+        match self.upload.poll_send(&mut self.stream.tcp, cx) {
+            Poll::Ready(Err(Broken::Socket(error))) => self.refused = Some(error),
+            // The client's own failure is why the request could not be sent.
+            Poll::Ready(Err(Broken::Body(failure))) => return Err(failure),
+            Poll::Ready(Ok(())) | Poll::Pending => {}
+        }
+        Ok(())
+    }
+
+    /// Looks for the head in what has come.
+    fn read(&mut self) -> Result<Option<Head>, Malformed> {
+        loop {
+            match self.reader.read(self.received.bytes())? {
+                Found::Head(head, bytes) => {
+                    self.received.skip(bytes);
+                    return Ok(Some(head));
+                }
+                Found::Interim(bytes) => self.received.skip(bytes),
+                Found::Partial => return Ok(None),
+            }
         }
     }
 
-    async fn finish(mut self) {
-        poll_fn(|cx| self.poll(cx)).await;
-        self.recycle();
+    /// The instance has closed its side before there was an answer.
+    fn ended(&self) -> Failure {
+        if let Err(error) = self.reader.check_part(self.received.bytes()) {
+            return malformed(error);
+        }
+        let failure = Failure::new(Code::PU02).retry(Retry::Idempotent);
+        failure.because("closed before the answer")
+    }
+
+    fn broken(&self, error: io::Error) -> Failure {
+        let is_reset =
+            matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe);
+        let code = if is_reset && !self.has_heard { Code::PC03 } else { Code::PU02 };
+        Failure::new(code).because(error).retry(Retry::Idempotent)
     }
 }
 
-// === impl Link ===
+// === impl Head ===
 
-impl Link {
-    /// Polls while there is something to poll, then takes it apart: that hands back a request which
-    /// hyper had not begun to send.
-    fn poll(&mut self, cx: &mut Context<'_>) {
-        let Some(running) = &mut self.running else { return };
-        // The outcome reaches whoever waits for the head or the body; here it only means the end.
-        if running.poll_without_shutdown(cx).is_ready() {
-            self.ended = self.running.take().map(Connection::into_parts);
+impl Head {
+    fn into_response<B>(self, body: B) -> Response<B> {
+        let mut response = Response::new(body);
+        *response.status_mut() = self.status;
+        *response.version_mut() = self.version;
+        *response.headers_mut() = self.headers;
+        if let Some(reason) = self.reason {
+            response.extensions_mut().insert(reason);
         }
-    }
-
-    fn into_parts(self) -> Parts<TokioIo<Wire>> {
-        self.running
-            .map(Connection::into_parts)
-            .or(self.ended)
-            .expect("a link is running or has ended")
+        response
     }
 }
 
-/// Makes the head what an HTTP/1 instance expects: origin form, a Host, a body that ends visibly.
-fn prepare(request: &mut Request<Body>) -> Result<(), Failure> {
-    if *request.method() == Method::CONNECT {
-        return Err(Failure::new(Code::PP05));
-    }
-    *request.version_mut() = Version::HTTP_11;
-    if let Some(authority) = request.uri().authority() {
-        if !request.headers().contains_key(HOST) {
-            let host = HeaderValue::from_str(authority.as_str())
-                .map_err(|error| Failure::new(Code::PP02).because(error))?;
-            request.headers_mut().insert(HOST, host);
-        }
-        let path = request.uri().path_and_query().cloned();
-        *request.uri_mut() = path.map_or_else(|| Uri::from_static("/"), Uri::from);
-    }
-    let length =
-        if request.body().is_end_stream() { Some(0) } else { request.body().size_hint().exact() };
-    let is_framed = request.headers().contains_key(CONTENT_LENGTH);
-    match length {
-        _ if is_framed => {}
-        // hyper leaves a body of unknown length out of a GET, and servers answer 411 to a POST
-        // that does not say that it has none.
-        None => {
-            request.headers_mut().insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
-        }
-        Some(0) if matches!(*request.method(), Method::POST | Method::PUT | Method::PATCH) => {
-            request.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
-        }
-        Some(_) => {}
-    }
-    Ok(())
-}
-
-fn refused(mut error: TrySendError<Request<Upload>>, heard: bool) -> Refused {
-    let unsent = error.take_message().map(|request| request.map(Upload::into_body));
-    let error = error.into_error();
-    let code = code_of(&error, heard);
-    let retry = match (&unsent, code) {
-        (Some(_), _) => Retry::Unsent,
-        (None, Code::PU07) => Retry::Never,
-        (None, _) => Retry::Idempotent,
-    };
-    Refused { failure: Failure::new(code).because(error).retry(retry), unsent }
-}
-
-fn code_of(error: &hyper::Error, heard: bool) -> Code {
-    if error.is_parse() || error.is_parse_too_large() {
-        return Code::PU07;
-    }
-    let io = std::error::Error::source(error).and_then(|error| error.downcast_ref::<io::Error>());
-    match io.map(io::Error::kind) {
-        Some(io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe) if !heard => Code::PC03,
-        _ => Code::PU02,
-    }
-}
-
-fn broken(what: &'static str) -> Failure {
-    Failure::new(Code::PU07).because(what)
+fn malformed(why: impl Into<BoxError>) -> Failure {
+    Failure::new(Code::PU07).because(why)
 }

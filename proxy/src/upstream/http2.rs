@@ -159,7 +159,7 @@ impl Http2 {
         };
         let connection = Rc::new(Connection::new(self.clone(), sender));
         let driver = driver::Driver::new(h2, handle, pings, idle, connection.clone());
-        self.tasks.spawn_local(tagged(Subsystem::Upstream, 0, driver.run(counted)));
+        self.tasks.spawn_local(tagged(Subsystem::Upstream, driver.run(counted)));
 
         match timeout(self.timeouts.connect, connection.opened()).await {
             Ok(Phase::Open) => Ok(connection),

@@ -206,7 +206,7 @@ fn take_one(left: &mut usize) -> bool {
 }
 
 /// Neither closed nor with bytes nobody asked for.
-fn is_quiet(tcp: &TcpStream, look: Look) -> bool {
+pub(super) fn is_quiet(tcp: &TcpStream, look: Look) -> bool {
     let read = match look {
         Look::Glance => tcp.try_read(&mut [0]),
         Look::Closely => rustix::net::recv(tcp, &mut [0u8], RecvFlags::PEEK | RecvFlags::DONTWAIT)

@@ -1,6 +1,7 @@
 //! Real sockets and scripted instances, all on one thread like a worker.
 
 mod http1;
+mod codec;
 mod http2;
 mod tunnel;
 
@@ -172,7 +173,12 @@ impl Bed {
     }
 
     async fn get(&self, to: &Target) -> Result<Response<Body>, Refused> {
-        self.upstreams.send(to, get("/")).await
+        self.send(to, get("/")).await
+    }
+
+    async fn send(&self, to: &Target, request: Request<Body>) -> Result<Response<Body>, Refused> {
+        let (mut head, body) = request.into_parts();
+        self.upstreams.send(to, &mut head, body).await
     }
 }
 

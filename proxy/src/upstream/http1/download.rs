@@ -1,163 +1,217 @@
-//! The body of an answer, which drives the connection it comes from.
+//! The body of an answer, read from its connection as it is asked for.
+//!
+//! A little at a time is read into a buffer that the worker lends, and copied to a block of its own
+//! size. Once a read fills that buffer the next ones go to blocks of their own, larger while they are
+//! filled, and nothing is copied. While the instance is waited for there is neither.
 
+use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body::{Body as _, Frame, SizeHint};
-use hyper::body::Incoming;
-use tokio::task::JoinHandle;
+use bytes::BufMut as _;
+use bytes::{Buf as _, Bytes, BytesMut};
+use http::HeaderMap;
+use http_body::{Frame, SizeHint};
+use tokio::time::Instant;
+use tokio_util::io::poll_read_buf;
 
-use super::Exchange;
-use crate::error::{Code, Failure};
+use super::Home;
+use super::decode::{Broken, Decoder, End, Part, Step};
+use super::received::LENT_BYTES;
+use super::socket::Socket;
+use crate::error::{BoxError, Code, Failure};
+use crate::io::cork::Buffers;
 use crate::upstream::patience::Patience;
+use crate::upstream::pool::{Look, is_quiet};
 
 /// Ends with the socket going back to the pool; dropped before its end it closes the socket.
 pub(super) struct Download {
-    incoming: Incoming,
-    driver: Driver,
+    /// `None` once nothing more is read.
+    socket: Option<Socket>,
+    decoder: Decoder,
+    /// Body that has not been given out.
+    data: Bytes,
+    /// What comes behind it, and is the last.
+    last: Option<Result<HeaderMap, Broken>>,
+    /// Read and not decoded yet.
+    read: Bytes,
+    /// How much the next read asks for.
+    read_bytes: usize,
     patience: Patience,
-    /// What [`poll_whole`](Self::poll_whole) read and could not give out, in order.
-    ahead: [Option<Result<Frame<Bytes>, Failure>>; 2],
-    /// Nothing comes any more.
-    ended: bool,
+    /// Where the socket goes if the exchange leaves it clean.
+    home: Home,
+    buffers: Buffers,
 }
 
-#[allow(
-    clippy::large_enum_variant,
-    reason = "the large one is the usual one, and a body is boxed whole"
-)]
-enum Driver {
-    /// Whoever reads the body drives the connection.
-    Inline(Exchange),
-    /// A task drives it, because the upload goes on; dropped with the body.
-    Task {
-        _task: AbortOnDrop,
-    },
-    Gone,
-}
-
-struct AbortOnDrop(JoinHandle<()>);
+/// Bytes of one read at most.
+const READ_BYTES_MAX: usize = 256 * 1024;
 
 type Item = Option<Result<Frame<Bytes>, Failure>>;
+
+/// Gives the socket of an exchange that is over back, if there is a pool for it and nothing on it that
+/// nobody asked for.
+pub(super) fn recycle(socket: Socket, home: &Home) {
+    let Some((pool, address)) = home else { return };
+    if let Some(stream) = socket.into_stream()
+        && is_quiet(&stream.tcp, Look::Glance)
+    {
+        pool.put(*address, stream, Instant::now());
+    }
+}
 
 // === impl Download ===
 
 impl Download {
-    pub(super) fn inline(incoming: Incoming, exchange: Exchange, stall: Duration) -> Self {
-        Self::new(incoming, Driver::Inline(exchange), stall)
-    }
-
-    pub(super) fn driven(incoming: Incoming, task: JoinHandle<()>, stall: Duration) -> Self {
-        Self::new(incoming, Driver::Task { _task: AbortOnDrop(task) }, stall)
-    }
-
-    fn new(incoming: Incoming, driver: Driver, stall: Duration) -> Self {
-        let patience = Patience::new(stall);
-        Self { incoming, driver, patience, ahead: [None, None], ended: false }
-    }
-
-    /// The whole body if it came with the head: most are small, and then neither a box is needed for
-    /// the body nor a connection while the client takes it.
-    pub(super) fn poll_whole(&mut self, cx: &mut Context<'_>) -> Option<Bytes> {
-        if self.incoming.is_end_stream() {
-            self.end();
-            return Some(Bytes::new());
-        }
-        let bytes = match self.poll_next(cx) {
-            Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
-                Ok(bytes) => bytes,
-                Err(trailers) => {
-                    self.ahead[0] = Some(Ok(trailers));
-                    return None;
-                }
-            },
-            Poll::Ready(Some(Err(failure))) => {
-                self.ahead[0] = Some(Err(failure));
-                return None;
-            }
-            Poll::Ready(None) => return Some(Bytes::new()),
-            Poll::Pending => return None,
+    /// The rest of a body of which `part` came with the head.
+    pub(super) fn new(
+        socket: Socket,
+        decoder: Decoder,
+        part: Part,
+        stall: Duration,
+        home: Home,
+        buffers: Buffers,
+    ) -> Self {
+        let mut download = Self {
+            socket: Some(socket),
+            decoder,
+            data: Bytes::new(),
+            last: None,
+            read: Bytes::new(),
+            read_bytes: LENT_BYTES,
+            patience: Patience::new(stall),
+            home,
+            buffers,
         };
-        if self.ended {
-            return Some(bytes);
-        }
-        // Behind the last chunk of a chunked body there is still its end.
-        match self.poll_next(cx) {
-            Poll::Ready(None) => return Some(bytes),
-            Poll::Ready(second) => self.ahead[1] = second,
-            Poll::Pending => {}
-        }
-        self.ahead[0] = Some(Ok(Frame::data(bytes)));
-        None
+        download.take(part);
+        // The next byte is waited for from here on, whenever it is asked for.
+        download.patience.count_from(Instant::now());
+        download
     }
 
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Item> {
-        if self.ended {
-            return Poll::Ready(None);
-        }
-        let Poll::Ready(item) = self.poll_incoming(cx) else {
-            if self.patience.poll_spent(cx).is_pending() {
-                return Poll::Pending;
+        loop {
+            if !self.data.is_empty() {
+                return Poll::Ready(Some(Ok(Frame::data(std::mem::take(&mut self.data)))));
             }
-            self.give_up();
-            return Poll::Ready(Some(Err(Failure::new(Code::PU05).because("no byte in time"))));
-        };
-        self.patience.renew();
-        Poll::Ready(match item {
-            Some(Ok(frame)) => {
-                if self.incoming.is_end_stream() || frame.is_trailers() {
-                    self.end();
+            if let Some(last) = self.last.take() {
+                let last = last.map(Frame::trailers);
+                return Poll::Ready(Some(last.map_err(failed)));
+            }
+            let Some(socket) = &self.socket else { return Poll::Ready(None) };
+            if socket.is_interrupted(cx) {
+                self.socket = None;
+                return Poll::Ready(Some(Err(failed("the request was not sent to its end"))));
+            }
+            if self.decode() {
+                self.patience.renew();
+                continue;
+            }
+            match self.poll_read(cx) {
+                Poll::Ready(Ok(true)) => {}
+                Poll::Ready(Ok(false)) => {
+                    self.last = self.decoder.end().err().map(Err);
+                    self.socket = None;
                 }
-                Some(Ok(frame))
+                Poll::Ready(Err(error)) => {
+                    self.socket = None;
+                    return Poll::Ready(Some(Err(failed(error))));
+                }
+                Poll::Pending => {
+                    ready!(self.patience.poll_spent(cx));
+                    self.socket = None;
+                    return Poll::Ready(Some(Err(failed("no byte in time"))));
+                }
             }
-            Some(Err(error)) => {
-                self.give_up();
-                Some(Err(Failure::new(Code::PU05).because(error)))
-            }
-            None => {
-                self.end();
-                None
-            }
-        })
-    }
-
-    fn poll_incoming(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        // Asking first tells hyper that the next bytes are wanted; it reads none before.
-        let first = Pin::new(&mut self.incoming).poll_frame(cx);
-        let Driver::Inline(exchange) = &mut self.driver else { return first };
-        if first.is_ready() {
-            return first;
-        }
-        // Over or not, what it read shows in the body.
-        let _is_over = exchange.poll(cx);
-        Pin::new(&mut self.incoming).poll_frame(cx)
-    }
-
-    /// The body came to its end: the socket is free.
-    fn end(&mut self) {
-        self.ended = true;
-        match std::mem::replace(&mut self.driver, Driver::Gone) {
-            Driver::Inline(exchange) => exchange.recycle(),
-            // The task has given the socket back already, unless the upload still goes on. Then it
-            // ends with this body.
-            task => self.driver = task,
         }
     }
 
-    fn give_up(&mut self) {
-        self.ended = true;
-        self.driver = Driver::Gone;
+    /// Takes the next piece from what was read; whether there was one, or an end.
+    fn decode(&mut self) -> bool {
+        match self.decoder.step(&self.read) {
+            Ok(Step::Data { skip, data }) => {
+                self.read.advance(skip);
+                self.data = self.read.split_to(data);
+                if self.decoder.left() == Some(0) {
+                    self.end(End::Whole { trailers: None, is_clean: self.read.is_empty() });
+                }
+                true
+            }
+            Ok(Step::More) => {
+                self.read = Bytes::new();
+                false
+            }
+            Ok(Step::End { skip, trailers }) => {
+                self.end(End::Whole { trailers, is_clean: skip == self.read.len() });
+                true
+            }
+            Err(broken) => {
+                self.end(End::Broken(broken));
+                true
+            }
+        }
     }
 
-    fn ahead_bytes(&self) -> u64 {
-        let frames = self.ahead.iter().flatten().flatten();
-        frames.filter_map(Frame::data_ref).map(|bytes| bytes.len() as u64).sum()
+    fn take(&mut self, Part { data, end }: Part) {
+        if !data.is_empty() {
+            self.patience.renew();
+        }
+        self.data = data;
+        if let Some(end) = end {
+            self.end(end);
+        }
     }
+
+    fn end(&mut self, end: End) {
+        let socket = self.socket.take();
+        self.read = Bytes::new();
+        match (end, socket) {
+            (End::Whole { trailers, is_clean }, Some(socket)) => {
+                self.last = trailers.map(Ok);
+                if is_clean {
+                    recycle(socket, &self.home);
+                }
+            }
+            (End::Whole { trailers, .. }, None) => self.last = trailers.map(Ok),
+            (End::Broken(broken), _) => self.last = Some(Err(broken)),
+        }
+    }
+
+    /// Reads once; whether the connection goes on.
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        let Some(socket) = &mut self.socket else { return Poll::Ready(Ok(false)) };
+        // Nothing is allocated before something can be read.
+        ready!(socket.poll_read_ready(cx))?;
+        if self.read_bytes <= LENT_BYTES {
+            let mut lent = self.buffers.lend();
+            let read = poll_read_buf(Pin::new(socket), cx, &mut (&mut lent).limit(LENT_BYTES));
+            let part = self.decoder.read(&lent);
+            self.buffers.take_back(lent);
+            let read = ready!(read)?;
+            if read == LENT_BYTES {
+                self.read_bytes = 2 * LENT_BYTES;
+            }
+            self.take(part);
+            return Poll::Ready(Ok(read > 0));
+        }
+        let left = self.decoder.left().and_then(|left| usize::try_from(left).ok());
+        let room = left.unwrap_or(usize::MAX).min(self.read_bytes);
+        let mut block = BytesMut::with_capacity(room);
+        let read = ready!(poll_read_buf(Pin::new(socket), cx, &mut (&mut block).limit(room)))?;
+        if read == self.read_bytes {
+            self.read_bytes = (2 * read).min(READ_BYTES_MAX);
+        } else if read < room / 4 {
+            // A few bytes must not keep a large block.
+            self.read_bytes = LENT_BYTES;
+            block = block[..].into();
+        }
+        self.read = block.freeze();
+        Poll::Ready(Ok(read > 0))
+    }
+}
+
+fn failed(why: impl Into<BoxError>) -> Failure {
+    Failure::new(Code::PU05).because(why)
 }
 
 impl http_body::Body for Download {
@@ -165,33 +219,17 @@ impl http_body::Body for Download {
     type Error = Failure;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Item> {
-        for ahead in &mut self.ahead {
-            if let Some(item) = ahead.take() {
-                return Poll::Ready(Some(item));
-            }
-        }
         self.poll_next(cx)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.ended && self.ahead.iter().all(Option::is_none)
+        self.socket.is_none() && self.data.is_empty() && self.last.is_none()
     }
 
     fn size_hint(&self) -> SizeHint {
-        let mut hint = self.incoming.size_hint();
-        let ahead = self.ahead_bytes();
-        if let Some(upper) = hint.upper() {
-            hint.set_upper(upper + ahead);
+        match self.decoder.left() {
+            Some(left) => SizeHint::with_exact(left + self.data.len() as u64),
+            None => SizeHint::default(),
         }
-        hint.set_lower(hint.lower() + ahead);
-        hint
-    }
-}
-
-// === impl AbortOnDrop ===
-
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        self.0.abort();
     }
 }

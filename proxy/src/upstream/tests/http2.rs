@@ -33,7 +33,7 @@ async fn echo(mut request: Request<RecvStream>, mut respond: SendResponse<Bytes>
 /// Sends and, as the proxy does, sends again what was not processed.
 async fn send_until_processed(bed: &Bed, to: &Target, path: &str) -> Response<Body> {
     for _ in 0..20 {
-        match bed.upstreams.send(to, get(path)).await {
+        match bed.send(to, get(path)).await {
             Ok(response) => return response,
             Err(refused) => assert_eq!(refused.failure.retry, Retry::Unsent, "{refused:?}"),
         }
@@ -48,7 +48,7 @@ fn a_hundred_requests_share_one_connection_and_one_attempt_to_make_it() {
         let target = instance.h2c();
         let requests = (0..100).map(async |n| {
             let path = format!("/{n}");
-            assert_eq!(text(bed.upstreams.send(&target, get(&path)).await.unwrap()).await, path);
+            assert_eq!(text(bed.send(&target, get(&path)).await.unwrap()).await, path);
         });
         join_all(requests).await;
         assert_eq!(instance.accepted.get(), 1);
@@ -124,7 +124,7 @@ fn bodies_and_trailers_go_both_ways() {
         let frames = [Ok(Frame::data(Bytes::from("abc"))), Ok(Frame::trailers(trailers))];
         let body = http_body_util::StreamBody::new(futures_util::stream::iter(frames));
         let request = post(Body::boxed(body));
-        let response = bed.upstreams.send(&instance.h2c(), request).await.unwrap();
+        let response = bed.send(&instance.h2c(), request).await.unwrap();
         let collected = response.into_body().collect().await.unwrap();
         assert_eq!(collected.trailers().unwrap()["sum"], "3");
         assert_eq!(collected.trailers().unwrap()["grpc-status"], "0");
@@ -153,14 +153,14 @@ fn the_instance_sees_an_absolute_target_and_nothing_about_the_connection() {
             .header("accept", "all")
             .body(Body::Empty)
             .unwrap();
-        let response = bed.upstreams.send(&instance.h2c(), request).await.unwrap();
+        let response = bed.send(&instance.h2c(), request).await.unwrap();
         assert!(matches!(response.body(), Body::Empty));
         let head = heads.recv().await.unwrap();
         assert_eq!(head.uri, "http://app.example:8080/a?b");
         assert_eq!(head.headers.keys().map(|name| name.as_str()).collect::<Vec<_>>(), ["accept"]);
 
         let request = Request::get("https://app.example/").body(Body::Empty).unwrap();
-        bed.upstreams.send(&instance.h2c(), request).await.unwrap();
+        bed.send(&instance.h2c(), request).await.unwrap();
         assert_eq!(heads.recv().await.unwrap().uri, "https://app.example/");
     });
 }
@@ -186,7 +186,7 @@ fn a_head_beyond_its_bounds_is_refused() {
             .await;
         for (path, code) in [("/many", Some(Code::PU07)), ("/large", Some(Code::PU07)), ("/", None)]
         {
-            let outcome = bed.upstreams.send(&instance.h2c(), get(path)).await;
+            let outcome = bed.send(&instance.h2c(), get(path)).await;
             assert_eq!(outcome.err().map(|refused| refused.failure.code), code, "{path}");
         }
         assert_eq!(instance.accepted.get(), 1);
@@ -198,7 +198,7 @@ fn both_directions_of_one_stream_flow_at_once() {
     run(async |bed: Bed| {
         let instance = bed.h2_instance(server(), echo).await;
         let (feed, body) = fed();
-        let mut response = bed.upstreams.send(&instance.h2c(), post(body)).await.unwrap();
+        let mut response = bed.send(&instance.h2c(), post(body)).await.unwrap();
         let body = response.body_mut();
         assert_eq!(next_frame(body).await.unwrap().unwrap().into_data().unwrap(), "/");
         for message in ["one", "two", "three"] {
@@ -256,7 +256,7 @@ fn refused_streams_may_go_elsewhere() {
             })
             .await;
         for (path, retry) in [("/refused", Retry::Unsent), ("/broken", Retry::Idempotent)] {
-            let refused = bed.upstreams.send(&instance.h2c(), get(path)).await.err().unwrap();
+            let refused = bed.send(&instance.h2c(), get(path)).await.err().unwrap();
             assert_eq!((refused.failure.code, refused.failure.retry), (Code::PU02, retry));
         }
         assert_eq!(instance.accepted.get(), 1);
@@ -326,7 +326,7 @@ fn cancelling_resets_the_stream_at_once_and_leaves_the_others_alone() {
             .await;
         let target = instance.h2c();
         let within = Duration::from_millis(100);
-        assert!(timeout(within, bed.upstreams.send(&target, get("/"))).await.is_err());
+        assert!(timeout(within, bed.send(&target, get("/"))).await.is_err());
         timeout(within, resets.recv()).await.unwrap().unwrap().expect("a reset");
         assert_eq!(instance.accepted.get(), 1);
         let connection_before = instance.accepted.get();
@@ -340,7 +340,7 @@ fn cancelling_resets_the_stream_at_once_and_leaves_the_others_alone() {
             })
             .await;
         let (feed, body) = fed();
-        let response = bed.upstreams.send(&instance.h2c(), post(body)).await.unwrap();
+        let response = bed.send(&instance.h2c(), post(body)).await.unwrap();
         drop(response);
         timeout(within, feed.closed()).await.expect("the request body is dropped, too");
         assert_eq!((connection_before, instance.accepted.get()), (1, 1));
@@ -371,7 +371,7 @@ fn a_client_that_breaks_off_its_upload_is_not_taken_for_one_that_finished() {
             *request.uri_mut() = path.parse().unwrap();
             feed.send(Ok("half".into())).await.unwrap();
             let target = instance.h2c();
-            let sending = bed.upstreams.send(&target, request);
+            let sending = bed.send(&target, request);
             let _response = match path {
                 "/late" => {
                     let breaking = feed.send(Err(Failure::new(Code::PP09)));
@@ -413,25 +413,25 @@ fn many_cancelled_requests_cost_nobody_else_the_connection() {
             })
             .await;
         let target = instance.h2c();
-        let mut long = Box::pin(bed.upstreams.send(&target, get("/long")));
+        let mut long = Box::pin(bed.send(&target, get("/long")));
         assert!(futures_util::poll!(&mut long).is_pending());
         for is_seen in [true, false, true] {
             let mut cancelled: Vec<_> =
-                (0..300).map(|_| Box::pin(bed.upstreams.send(&target, get("/hang")))).collect();
+                (0..300).map(|_| Box::pin(bed.send(&target, get("/hang")))).collect();
             for request in &mut cancelled {
                 assert!(futures_util::poll!(request).is_pending());
             }
             assert!(futures_util::poll!(&mut long).is_pending());
             // Servers count resets of streams that they have not even looked at.
             if is_seen {
-                text(bed.upstreams.send(&target, get("/")).await.unwrap()).await;
+                text(bed.send(&target, get("/")).await.unwrap()).await;
             }
             for request in &mut cancelled {
                 assert!(futures_util::poll!(request).is_pending());
             }
             drop(cancelled);
             // Others are served at once, on this connection or a new one.
-            let next = timeout(Duration::from_millis(500), bed.upstreams.send(&target, get("/")));
+            let next = timeout(Duration::from_millis(500), bed.send(&target, get("/")));
             assert_eq!(text(next.await.unwrap().unwrap()).await, "whole");
         }
         go.notify_one();
@@ -537,7 +537,7 @@ fn a_reader_that_stops_holds_one_window_and_the_others_go_on() {
         let mut response = bed.get(&target).await.unwrap();
         next_frame(response.body_mut()).await.unwrap().unwrap();
         for _ in 0..20 {
-            let small = bed.upstreams.send(&target, get("/small")).await.unwrap();
+            let small = bed.send(&target, get("/small")).await.unwrap();
             assert_eq!(text(small).await, "small");
         }
         let held = sent.get();
@@ -564,7 +564,7 @@ fn an_upload_waits_for_the_instance() {
             })
             .await;
         let (feed, body) = fed();
-        let response = bed.upstreams.send(&instance.h2c(), post(body)).await.unwrap();
+        let response = bed.send(&instance.h2c(), post(body)).await.unwrap();
         let mut fed = 0;
         let chunk = Bytes::from(vec![0; 16 * 1024]);
         while let Ok(sent) = timeout(Duration::from_millis(50), feed.send(Ok(chunk.clone()))).await
@@ -595,7 +595,7 @@ fn an_instance_that_hangs_runs_into_its_deadlines() {
             })
             .await;
         let target = instance.h2c();
-        let response = bed.upstreams.send(&target, get("/half")).await.unwrap();
+        let response = bed.send(&target, get("/half")).await.unwrap();
         tokio::time::pause();
         let start = Instant::now();
         let refused = bed.get(&target).await.err().unwrap();
@@ -621,7 +621,7 @@ fn a_body_that_breaks_off_is_an_error_and_never_an_end() {
             })
             .await;
         for path in ["/reset", "/dropped"] {
-            let response = bed.upstreams.send(&instance.h2c(), get(path)).await.unwrap();
+            let response = bed.send(&instance.h2c(), get(path)).await.unwrap();
             let failure = response.into_body().collect().await.expect_err(path);
             assert_eq!(failure.code, Code::PU05);
         }
@@ -680,7 +680,7 @@ fn an_idle_connection_closes_at_its_deadline_or_when_told() {
 
         // Told to drain, a connection in use goes on until its last stream has ended.
         let (feed, body) = fed();
-        let response = bed.upstreams.send(&target, post(body)).await.unwrap();
+        let response = bed.send(&target, post(body)).await.unwrap();
         bed.upstreams.close_idle();
         bed.upstreams.drain();
         feed.send(Ok("still here".into())).await.unwrap();

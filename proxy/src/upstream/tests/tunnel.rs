@@ -305,7 +305,7 @@ fn a_node_that_falls_silent_is_noticed_while_somebody_waits_for_it() {
             })
             .await;
         let connection = bed.shared(&node).await;
-        let sending = bed.upstreams.send(&node, get("/"));
+        let sending = bed.send(&node, get("/"));
         tokio::time::pause();
         let start = Instant::now();
         let refused = sending.await.err().unwrap();
