@@ -150,6 +150,13 @@ impl Alarm {
         }
     }
 
+    /// As [`Self::arm_at`], unless it is armed for an earlier time: then only the waker is brought up to
+    /// date.
+    pub fn arm_by(&self, Deadline(due): Deadline, cx: &Context<'_>) {
+        let armed = self.table.slots.borrow().slots[self.slot].due;
+        self.arm_at(Deadline(due.min(armed)), cx);
+    }
+
     /// As [`Self::arm`], unless it is armed already: then only the waker is brought up to date.
     pub fn arm_once(&self, after: Duration, cx: &Context<'_>) {
         let armed = self.table.slots.borrow().slots[self.slot].due != NEVER;

@@ -58,10 +58,6 @@ enum Woken {
     Time,
 }
 
-/// How often whoever is first in a queue looks by itself. It is what ends a wait when a peer's
-/// "full", an ejection or an unreachable node end, which nobody announces.
-const LOOK_AGAIN: Duration = Duration::from_millis(200);
-
 /// Races for the last place lost in a row before it counts as taken.
 const RACES_MAX: usize = 4;
 
@@ -113,7 +109,7 @@ async fn wait(
         if look {
             look_for_all(queue, tried, rng).inspect_err(|_| queue.look_again())?;
         }
-        let next_look = deadline.min(Instant::now() + LOOK_AGAIN);
+        let next_look = deadline.min(Instant::now() + place.look_in());
         let woken = tokio::select! {
             biased;
             granted = &mut place.grant => Woken::Granted(granted.ok()),
@@ -307,3 +303,5 @@ fn blames_instance(code: Code) -> bool {
 mod tests;
 #[cfg(test)]
 mod stress;
+#[cfg(test)]
+mod overlap;

@@ -11,9 +11,13 @@ mod list;
 mod requests;
 mod trace;
 mod filter;
+mod announce;
+mod drain;
+mod upgrade;
 mod memory;
 mod symbolize;
 mod postmortem;
+mod completions;
 pub(crate) mod table;
 
 use std::io::{self, Write as _};
@@ -44,6 +48,10 @@ enum Command {
     Demo(demo::Demo),
     /// Say how a running node does.
     Status(status::Status),
+    /// Send no new work to a running node, for maintenance; it goes on running.
+    Drain(drain::Drain),
+    /// Send work to it again.
+    Undrain(drain::Undrain),
     /// Connections and requests of a running node: what each waits for, and for how long.
     Requests(requests::Requests),
     /// Say how the last process of a node ended; the node need not run.
@@ -65,9 +73,15 @@ enum Command {
     /// Make single requests verbose, and read what was recorded of them.
     #[command(subcommand)]
     Trace(trace::Trace),
+    /// Replace the process of a running node by another; no connection is lost.
+    Upgrade(upgrade::Upgrade),
     /// The kernel's part of admission.
     #[command(subcommand)]
     Filter(filter::Filter),
+    /// Let BGP announce the node's prefixes while it serves, and only then.
+    Announce(announce::Announce),
+    /// Print the completions of a shell.
+    Completions(completions::Completions),
 }
 
 /// How a command ended.
@@ -125,10 +139,16 @@ impl Arguments {
     /// Runs the command to its end.
     pub fn run(self) -> ExitCode {
         let ended = match self.command {
+            Command::Run(command) if command.wants_init() => match command.supervise() {
+                Ok(code) => return code.into(),
+                Err(failure) => Err(failure),
+            },
             Command::Run(command) => command.run(),
             Command::Check(command) => command.run(),
             Command::Demo(command) => command.run(),
             Command::Status(command) => command.run(),
+            Command::Drain(command) => command.run(),
+            Command::Undrain(command) => command.run(),
             Command::Requests(command) => command.run(),
             Command::Postmortem(command) => command.run(),
             Command::App(list::App::List(node)) => list::apps(&node),
@@ -137,7 +157,10 @@ impl Arguments {
             Command::Memory(command) => command.run(),
             Command::Symbolize => symbolize::run(),
             Command::Trace(command) => command.run(),
+            Command::Upgrade(command) => command.run(),
             Command::Filter(command) => command.run(),
+            Command::Announce(command) => command.run(),
+            Command::Completions(command) => command.run(),
         };
         let exit = ended.unwrap_or_else(|Failure { exit, message }| {
             complain(&format!("ferrule: {message}"));

@@ -17,6 +17,8 @@ use telemetry::sampler::Limit;
 use telemetry::sensitive::Policy;
 use telemetry::{access_log, export, pressure, record, verbosity, watchdog};
 
+use crate::announce;
+
 /// Everything `edge.toml` says, checked, with paths resolved against the file's folder.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
@@ -33,6 +35,8 @@ pub struct Config {
     pub telemetry: Telemetry,
     pub memory: Memory,
     pub admin: Admin,
+    /// Read by `ferrule announce`; absent: there is no such process.
+    pub announce: Option<announce::Config>,
 }
 
 /// `[node]`
@@ -199,6 +203,10 @@ pub struct Limits {
     pub retry_budget_percent: u32,
     /// Nodes a request may pass. Default: 2.
     pub hops_max: u32,
+    /// Counts that another generation of the process reads during an upgrade, 64 bytes each: one for
+    /// each instance and service of this node, and one for each app with connections. What finds no
+    /// room holds for one process only. Default: 65,536.
+    pub shared_counts_max: usize,
     /// Labels a metric may have before `__other__` takes the rest. Default: 1,000.
     pub metric_labels_max: usize,
     /// Time series that `/metrics` may show before `__other__` takes the rest. Default: 10,000.
@@ -237,8 +245,23 @@ pub struct Timeouts {
     pub queue: Duration,
     /// A metric of an app that nothing touched; it is not shown until something does. Default: 30 min.
     pub metric_idle: Duration,
-    /// From the wish to stop until what is left is cut. Default: 30 s.
+    /// Between saying that new work should go elsewhere, to health checks and peers, and telling the
+    /// first connection to go. Default: 1 s.
+    pub drain_delay: Duration,
+    /// Connections are told to go one by one, spread evenly over this time. Default: 2 s, or half of
+    /// `drain` if that is less than it.
+    pub drain_spread: Duration,
+    /// When the node ends, from the first connection told until requests that are left are cut.
+    /// Default: 30 s.
     pub drain: Duration,
+    /// The same for WebSockets, and what else a client upgraded to. Default: 30 s.
+    pub drain_websocket: Duration,
+    /// The same for raw TCP, which cannot be told to go. Default: 60 s.
+    pub drain_tcp: Duration,
+    /// From the start of a successor until it is ready; later it is ended. Default: 30 s.
+    pub handoff: Duration,
+    /// A successor that dies within this time after it took over gives everything back. Default: 1 s.
+    pub handoff_probation: Duration,
 }
 
 /// `[memory]`
@@ -385,6 +408,7 @@ impl Default for Limits {
             attempts_max: 5,
             retry_budget_percent: 20,
             hops_max: 2,
+            shared_counts_max: 65_536,
             metric_labels_max: 1_000,
             metric_series_max: 10_000,
         }
@@ -408,7 +432,13 @@ impl Default for Timeouts {
             upstream_idle: Duration::from_secs(4),
             queue: Duration::from_secs(5),
             metric_idle: Duration::from_secs(1800),
+            drain_delay: Duration::from_secs(1),
+            drain_spread: Duration::from_secs(2),
             drain: Duration::from_secs(30),
+            drain_websocket: Duration::from_secs(30),
+            drain_tcp: Duration::from_secs(60),
+            handoff: Duration::from_secs(30),
+            handoff_probation: Duration::from_secs(1),
         }
     }
 }

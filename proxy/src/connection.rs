@@ -15,6 +15,7 @@ use tokio::net::TcpStream;
 
 use crate::copy;
 use crate::downstream::{self, Downstream, From, Transport};
+use crate::drain::Class;
 use crate::edge::ConnectionGuard;
 use crate::error::{Code, Failure};
 use crate::holdings;
@@ -29,7 +30,7 @@ use crate::limit::HeldTunnel;
 use crate::stack;
 use crate::tcp;
 use crate::tls::{Alpn, PortTls};
-use crate::worker::Worker;
+use crate::worker::{Mark, Worker};
 
 /// A socket somebody connected to, counted against the node's bound.
 pub struct Accepted {
@@ -37,6 +38,7 @@ pub struct Accepted {
     pub peer: SocketAddr,
     pub local: SocketAddr,
     pub guard: ConnectionGuard,
+    pub mark: Mark,
 }
 
 /// A connection to a port that some app has.
@@ -70,22 +72,28 @@ enum Spoken {
 ///
 /// Why it was refused or cut; whoever spawned it counts that.
 pub async fn serve(accepted: Accepted, worker: Rc<Worker>) -> Result<(), Failure> {
+    let mark = accepted.mark;
     let (stream, downstream, spoken, _guard) =
-        Box::pin(tagged(Subsystem::Tls, 0, begin(accepted, &worker))).await?;
+        Box::pin(tagged(Subsystem::Tls, begin(accepted, &worker))).await?;
     let worker = &worker;
     if let Spoken::Raw = spoken {
-        return tagged(Subsystem::Tcp, 0, Box::pin(tcp::serve(stream, &downstream, worker))).await;
+        worker.classify(mark, Class::Tcp);
+        return tagged(Subsystem::Tcp, Box::pin(tcp::serve(stream, &downstream, worker))).await;
     }
     let service = stack::service(worker, downstream);
     if let Spoken::Http2 = spoken {
+        worker.carries_streams(mark);
         let timeouts = &worker.edge.config.timeouts;
         let settings = h2::Settings::for_clients(&worker.edge.config.limits, timeouts.h2_idle);
         let serving = Box::pin(h2::serve(stream, service, worker, settings));
-        return tagged(Subsystem::Http2, 0, serving).await;
+        return tagged(Subsystem::Http2, serving).await;
     }
-    match tagged(Subsystem::Http1, 0, h1::serve(stream, service, worker)).await? {
+    match tagged(Subsystem::Http1, h1::serve(stream, service, worker)).await? {
         End::Closed => Ok(()),
-        End::Switched(handover) => Box::pin(tunnel(*handover, worker)).await,
+        End::Switched(handover) => {
+            worker.classify(mark, Class::WebSocket);
+            Box::pin(tunnel(*handover, worker)).await
+        }
     }
 }
 
@@ -96,9 +104,9 @@ async fn begin(
 ) -> Result<(Stream, Rc<Downstream>, Spoken, ConnectionGuard), Failure> {
     let slot = worker.desk.open(Kind::Connection, State::Handshake);
     let Admitted { accepted, binding, handlers } = admit(accepted, worker)?;
-    let Accepted { socket, peer, local, guard } = accepted;
+    let Accepted { socket, peer, local, guard, mark: _ } = accepted;
     let secured = if handlers.tls {
-        tagged(Subsystem::Tls, 0, secure(socket, peer, local, &binding, worker)).await?
+        tagged(Subsystem::Tls, secure(socket, peer, local, &binding, worker)).await?
     } else {
         Secured { stream: Stream::Tcp(socket), transport: Transport::Clear, alpn: Alpn::None }
     };
@@ -127,11 +135,10 @@ async fn begin(
 /// What follows a 101.
 async fn tunnel(handover: Handover, worker: &Worker) -> Result<(), Failure> {
     let Handover { stream, early, switched } = handover;
-    let Switched { tunnel, held } = switched;
+    let Switched { tunnel, held, kind } = switched;
     let held = HeldTunnel::new(held);
     let mut client = Rewind::new(early, stream);
-    let idle = worker.edge.config.timeouts.websocket_idle;
-    let copied = copy::both_ways(&mut client, tunnel, worker, idle, &held.moved).await;
+    let copied = copy::both_ways(&mut client, tunnel, kind, worker, &held.moved).await;
     held.ended(&copied);
     copied.inspect_err(|failure| client.stream().end_after(failure))
 }
@@ -142,7 +149,7 @@ async fn tunnel(handover: Handover, worker: &Worker) -> Result<(), Failure> {
 ///
 /// As [`serve`].
 pub async fn serve_peer(accepted: Accepted, worker: Rc<Worker>) -> Result<(), Failure> {
-    let Accepted { socket, peer, local, guard: _guard } = accepted;
+    let Accepted { socket, peer, local, guard: _guard, mark } = accepted;
     let slot = worker.desk.open(Kind::Connection, State::Handshake);
     let edge = worker.edge.clone();
     let Some(mesh) = &edge.mesh else { return Err(Code::PX01.into()) };
@@ -163,9 +170,10 @@ pub async fn serve_peer(accepted: Accepted, worker: Rc<Worker>) -> Result<(), Fa
         holdings::current(),
     ));
     let service = stack::service(&worker, downstream);
+    worker.carries_streams(mark);
     let settings = h2::Settings::for_peers(&edge.config.limits);
     let serving = Box::pin(h2::serve(Stream::Tls(stream), service, &worker, settings));
-    tagged(Subsystem::Mesh, 0, serving).await
+    tagged(Subsystem::Mesh, serving).await
 }
 
 /// Whether anybody wants the connection; decided before any work is spent on it.

@@ -13,7 +13,7 @@ use std::task::{Context, Poll};
 
 use futures_util::future::LocalBoxFuture;
 use http::header::{HeaderMap, HeaderValue, LOCATION};
-use http::{Request, Response, StatusCode, request};
+use http::{Request, Response, StatusCode, Version, request};
 use telemetry::record::{Record, report};
 use telemetry::work::State;
 use telemetry::{event, site};
@@ -22,14 +22,14 @@ use tokio::time::Instant;
 use crate::balance::{self, Assignment, Tried};
 use crate::body::Body;
 use crate::error::{Code, FERRULE_ERROR, Failure, Retry};
-use crate::http::forward;
+use crate::http::{fields, forward};
 use crate::identify::layer::Identified;
 use crate::identify::{Origin, mesh};
 use crate::inventory::{Candidate, Place};
 use crate::limit::{Held, HeldBody};
 use crate::trace::{self, Trace};
 use crate::upstream::retry::Replay;
-use crate::upstream::{Refused, Target};
+use crate::upstream::{Refused, Target, Transport};
 use crate::worker::Worker;
 
 /// Answers identified requests from instances.
@@ -132,19 +132,23 @@ impl Exchange<'_> {
         let replay_max = self.worker.edge.config.limits.replay_bytes_max;
         let replay = Replay::new(body, replay_max, record.clone());
         self.worker.count_request(Instant::now());
-        // The original is kept for a next attempt and given away with the last.
-        let mut original = Some(head);
         let mut last = None;
         loop {
             // That nobody is left says less than what the last one did.
             let assigned = record.spanned(site!("balance"), pin!(self.assign())).await;
             let assignment = assigned.map_err(|nobody| last.take().unwrap_or(nobody))?;
-            let Some(head) = self.take_head(&mut original, &replay) else {
-                return Err(Code::PX01.into());
-            };
             let Some(body) = replay.attempt() else { return Err(Code::PX01.into()) };
-            let (target, request) = self.prepare(head, &assignment, body)?;
-            let failure = match self.send(&record, &target, request, &assignment).await {
+            let target = self.target(&assignment)?;
+            let mut of_attempt;
+            let spoken = if let Transport::Http1 { .. } = target.transport {
+                &mut head
+            } else {
+                // HTTP/2 keeps what it is given, and what is said to a peer is for no instance.
+                of_attempt = Box::new(copy(&head));
+                &mut *of_attempt
+            };
+            self.address_head(spoken, &target, &assignment)?;
+            let failure = match self.send(&record, &target, spoken, body, &assignment).await {
                 Ok(response) => match self.accept(response, assignment) {
                     Ok(response) => return Ok(response),
                     Err(refused) => refused,
@@ -155,8 +159,7 @@ impl Exchange<'_> {
                     failure
                 }
             };
-            let Some(head) = &original else { return Err(failure) };
-            if !self.may_retry(head, &replay, &failure) {
+            if !self.may_retry(&head, &replay, &failure) {
                 return Err(failure);
             }
             self.worker.count(&failure);
@@ -171,7 +174,8 @@ impl Exchange<'_> {
         &self,
         record: &Record,
         target: &Target,
-        mut request: Request<Body>,
+        head: &mut request::Parts,
+        body: Body,
         assignment: &Assignment,
     ) -> Result<Response<Body>, Refused> {
         self.waits_for(State::Upstream);
@@ -180,8 +184,8 @@ impl Exchange<'_> {
         // Pinned here, since the span would move it, and it is large.
         let sent = pin!(async {
             // In here the current span is this attempt's.
-            request.headers_mut().insert(trace::TRACEPARENT, Trace::context(record));
-            let sent = self.worker.upstreams.send(target, request).await;
+            head.headers.insert(trace::TRACEPARENT, Trace::context(record));
+            let sent = self.worker.upstreams.send(target, head, body).await;
             match &sent {
                 Ok(response) => {
                     event!(record, "answered", status = u64::from(response.status().as_u16()));
@@ -243,21 +247,6 @@ impl Exchange<'_> {
         .await
     }
 
-    /// The head for this attempt: a copy while another attempt is possible.
-    fn take_head(
-        &self,
-        original: &mut Option<request::Parts>,
-        replay: &Replay,
-    ) -> Option<request::Parts> {
-        let more = self.attempts < self.worker.edge.config.limits.attempts_max;
-        let kept = original.as_ref()?;
-        if more && (kept.method.is_idempotent() || replay.is_possible()) && self.has_alternatives()
-        {
-            return Some(copy(kept));
-        }
-        original.take()
-    }
-
     /// Whether another attempt has an instance to go to: one that was not tried, or the same one
     /// over another connection. A peer has chosen already, and chooses again.
     fn has_alternatives(&self) -> bool {
@@ -287,7 +276,7 @@ impl Exchange<'_> {
             // Only nodes say these; an instance that does could have its request sent twice.
             // Looking at the names is cheaper than asking the map three times for what is rare.
             if response.headers().keys().any(|name| name.as_str().starts_with("ferrule-")) {
-                for name in [mesh::REFUSED, mesh::FAILED, FERRULE_ERROR] {
+                for name in [mesh::REFUSED, mesh::FAILED, mesh::DRAINING, FERRULE_ERROR] {
                     response.headers_mut().remove(name);
                 }
             }
@@ -332,8 +321,12 @@ impl Exchange<'_> {
             }
             Origin::Peer { .. } => forward::strip_response(response.headers_mut()),
         }
+        if version == Version::HTTP_2 {
+            // Of HTTP/1 they are slices of one small block already.
+            fields::detach(response.headers_mut());
+        }
         // The version of a hop is not the client's.
-        *response.version_mut() = http::Version::HTTP_11;
+        *response.version_mut() = Version::HTTP_11;
     }
 
     /// What the client is told of its request, if its token asks for that.
@@ -419,5 +412,5 @@ mod tests {
         assert!((REQUEST_BYTES_MAX / 2..=REQUEST_BYTES_MAX).contains(&request), "{request}");
     }
 
-    const REQUEST_BYTES_MAX: usize = 8 * 1024;
+    const REQUEST_BYTES_MAX: usize = 4 * 1024;
 }

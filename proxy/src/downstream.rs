@@ -137,7 +137,7 @@ impl Drop for Live {
 }
 
 /// A line on no list, for what is tried outside a worker.
-#[cfg(any(test, fuzzing))]
+#[cfg(any(test, fuzzing, feature = "micro"))]
 pub(crate) fn unlisted() -> Slot {
     telemetry::work::Board::new(1, 0).desk(0).open(Kind::Connection, State::Handshake)
 }

@@ -14,9 +14,9 @@ use std::time::Duration;
 
 use control::snapshot::AppName;
 use ebpf_filter::{AppPolicy, FilterError};
-use parking_lot::Mutex;
 use rustix::time::{ClockId, clock_gettime};
 use telemetry::ledger::Ledger;
+use telemetry::lock::Mutex;
 use telemetry::metrics::Registry;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -91,7 +91,7 @@ impl Filter {
             dry_run: config.filter.dry_run,
             nobody,
             inventory,
-            kernel: Mutex::new(kernel),
+            kernel: Mutex::new("filter", kernel),
             fell_behind: Notify::new(),
         })
     }
@@ -114,6 +114,25 @@ impl Filter {
         if follower.is_behind() {
             self.fell_behind.notify_one();
         }
+    }
+
+    /// Another process keeps the maps from now on, whatever this one still wanted to write there.
+    pub fn give_away(&self) {
+        self.kernel.lock().follower.stop_following();
+    }
+
+    /// Puts programs and maps back to what this process wants, after another one may have replaced
+    /// them.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not take them; the maps are followed as they are then.
+    pub fn take_back(&self, config: &Config) -> Result<(), FilterError> {
+        pins::detach_other_layouts(&config.filter.pins);
+        let opened = ebpf_filter::Filter::open(&kernel_config(config));
+        let failed = opened.map(|table| self.kernel.lock().table = table);
+        self.start();
+        failed
     }
 
     /// An app changed; the inventory has the change already.

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use pin_project_lite::pin_project;
+use telemetry::heapwatch::tag_app;
 use telemetry::memory::ThreadBalance;
 
 use crate::inventory::AppLive;
@@ -25,6 +26,8 @@ pub struct Holdings {
     bytes: Cell<i64>,
     /// Of these, what the tenant knows of.
     told: Cell<i64>,
+    /// Number of the tenant; 0 while there is none.
+    app: Cell<u32>,
     tenant: RefCell<Option<Arc<AppLive>>>,
 }
 
@@ -77,9 +80,10 @@ impl Holdings {
         self.bytes.get().max(0) as u64
     }
 
-    /// Books what it holds for `tenant` from now on.
+    /// Books what it holds for `tenant` from now on; samples of the heap name it from the next poll on.
     pub fn belong_to(&self, tenant: &Arc<AppLive>) {
         self.tell(0);
+        self.app.set(tenant.id());
         *self.tenant.borrow_mut() = Some(tenant.clone());
     }
 
@@ -162,6 +166,7 @@ impl<B: Balance> Desk<B> {
 
     fn booked<T>(&self, holdings: &Rc<Holdings>, something: impl FnOnce() -> T) -> T {
         let outer = CURRENT.replace(Some(holdings.clone()));
+        let _charge = tag_app(holdings.app.get());
         let before = self.balance.now();
         let done = something();
         holdings.book(self.balance.now() - before);

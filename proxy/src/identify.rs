@@ -57,6 +57,12 @@ pub mod mesh {
     pub const REFUSED: HeaderName = HeaderName::from_static("ferrule-mesh-refused");
     /// In an answer: the instance failed and may have seen the request; the value is the code.
     pub const FAILED: HeaderName = HeaderName::from_static("ferrule-mesh-failed");
+    /// In an answer: the node wants no new requests if others can take them.
+    pub const DRAINING: HeaderName = HeaderName::from_static("ferrule-mesh-draining");
+    /// The node asks to be told whether to send here, one byte at a time, as long as it listens.
+    pub const STATE: HeaderName = HeaderName::from_static("ferrule-mesh-state");
+    pub const STATE_SERVING: u8 = b's';
+    pub const STATE_DRAINING: u8 = b'd';
 }
 
 // === impl Route ===

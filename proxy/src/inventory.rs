@@ -18,8 +18,9 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use control::snapshot::{self, App, AppName, Change, Handlers, NodeId, Port, Region};
-use parking_lot::Mutex;
+use telemetry::lock::Mutex;
 use telemetry::metrics::Registry;
+use telemetry::shared_counts::Counts;
 use tokio::sync::{Notify, watch};
 
 use crate::balance::load::Load;
@@ -42,6 +43,7 @@ pub struct Inventory {
     shared_addresses: SharedAddresses,
     app_connections_max: u32,
     queue_length_max: u32,
+    counts: Arc<Counts>,
 
     by_name: Table<AppName>,
     by_hostname: Table<Arc<str>>,
@@ -112,6 +114,7 @@ impl Inventory {
         listen: &config::Listen,
         nodes: Arc<Nodes>,
         limits: &config::Limits,
+        counts: Arc<Counts>,
         registry: &Registry,
     ) -> Self {
         Self {
@@ -121,6 +124,7 @@ impl Inventory {
             shared_addresses: SharedAddresses::new(&listen.addresses),
             app_connections_max: limits.app_connections_max,
             queue_length_max: limits.queue_length_max,
+            counts,
             by_name: Table::new(),
             by_hostname: Table::new(),
             by_parent: Table::new(),
@@ -129,8 +133,8 @@ impl Inventory {
             ports: watch::Sender::new(Arc::default()),
             metrics: Arc::new(live::Metrics::new(registry)),
             queues: queue::Metrics::new(registry),
-            control: Mutex::default(),
-            unchecked: Mutex::default(),
+            control: Mutex::new("inventory", Claims::default()),
+            unchecked: Mutex::new("apps to check", BTreeSet::new()),
             checks_changed: Notify::new(),
         }
     }
@@ -178,6 +182,13 @@ impl Inventory {
         self.by_name.all()
     }
 
+    /// Names of the apps that [`AppLive::id`] numbers so, as far as they are known.
+    pub fn names_of(&self, ids: &BTreeSet<u32>) -> BTreeMap<u32, String> {
+        let named = |entry: &Arc<Entry>| (entry.live.id(), entry.app.name.to_string());
+        let entries = self.entries();
+        entries.iter().map(named).filter(|(id, _)| ids.contains(id)).collect()
+    }
+
     /// The app that [`AppLive::id`] numbers so. Looks at every app: not for requests.
     pub fn name_of(&self, id: u32) -> Option<String> {
         let entry = self.entries().into_iter().find(|entry| entry.live.id() == id)?;
@@ -191,6 +202,16 @@ impl Inventory {
             loads.map(|load| u64::from(load.in_flight())).sum()
         };
         self.entries().into_iter().map(held).sum()
+    }
+
+    /// Lets everybody who waits for a permit look for one: another generation of the process has
+    /// come or gone. From then on who waits knows how often to look.
+    pub fn look_again_everywhere(&self) {
+        if self.queues.waiting() == 0 {
+            return;
+        }
+        let entries = self.entries();
+        entries.iter().flat_map(|entry| &entry.queues).for_each(|queue| queue.look_again());
     }
 
     /// Applies one app's change. Control thread only.

@@ -6,9 +6,11 @@
 //! [`upstream`] reaches. Everything long-lived is built in [`app`].
 
 pub mod cli;
+pub mod init;
 pub mod app;
 pub mod config;
 pub mod worker;
+pub mod drain;
 pub mod listener;
 pub mod connection;
 pub mod downstream;
@@ -34,6 +36,7 @@ pub mod tcp;
 pub mod copy;
 pub mod body;
 pub mod error;
+pub mod handoff;
 pub mod edge;
 pub mod inventory;
 pub mod filter;
@@ -43,5 +46,8 @@ pub mod io;
 pub mod alarm;
 pub mod metrics;
 pub mod admin;
+pub mod announce;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
+#[cfg(feature = "micro")]
+pub mod micro;

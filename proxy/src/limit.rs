@@ -149,6 +149,7 @@ mod tests {
 
     use http_body::Body as _;
     use telemetry::metrics::Registry;
+    use telemetry::shared_counts::Count;
     use tokio_util::task::TaskTracker;
 
     use super::*;
@@ -206,7 +207,7 @@ mod tests {
                 eprintln!("{panic}");
             }
         }));
-        let node = NodeLimits::new(&Limits::default(), &Registry::new(1, 10));
+        let node = NodeLimits::new(&Limits::default(), Count::private(), &Registry::new(1, 10));
         let rng = Rng::seeded(1);
         let local = tokio::task::LocalSet::new();
         for round in 0..10_000 {
@@ -218,7 +219,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_guard_is_held_while_the_body_is() {
-        let node = NodeLimits::new(&Limits::default(), &Registry::new(1, 10));
+        let node = NodeLimits::new(&Limits::default(), Count::private(), &Registry::new(1, 10));
         let held = Held { node: node.admit().ok(), ..Held::default() };
         let body = HeldBody::new(Body::boxed(Broken(|| Poll::Pending)), held);
         assert_eq!(node.in_flight(), 1);

@@ -35,9 +35,9 @@ pub enum Kind {
     Peers,
 }
 
-/// A socket for a worker to accept on, until `stop`.
+/// A socket for a worker to accept on, until `stop`. It stays open as long as anybody has it.
 pub struct Listening {
-    pub socket: TcpListener,
+    pub socket: Arc<TcpListener>,
     pub kind: Kind,
     /// A steered socket takes connections to these prefixes and no others; absent, the socket is
     /// bound to where its connections are meant for.
@@ -67,6 +67,19 @@ pub struct Placement {
     pub workers: Arc<[Peer]>,
 }
 
+/// Whether a node opens sockets and accepts what comes to them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stance {
+    /// It accepts, and follows the inventory.
+    Open,
+    /// It accepts on what is open; nothing is opened or closed, for a successor is just getting it.
+    Fixed,
+    /// A successor accepts. The sockets stay open, so that they can be taken up again.
+    Paused,
+    /// They are the successor's, with all that belongs to them.
+    Given,
+}
+
 /// Connections that may be on their way from one worker to another; more stay where they are.
 pub const PLACED_MAX: usize = 256;
 
@@ -77,17 +90,21 @@ const BACK_OFF: Duration = Duration::from_millis(50);
 
 impl Listening {
     /// A bound socket for clients.
-    pub fn clients(socket: TcpListener, stop: CancellationToken) -> Self {
+    pub fn clients(socket: Arc<TcpListener>, stop: CancellationToken) -> Self {
         Self { socket, kind: Kind::Clients, steered: None, stop }
     }
 
     /// A socket for clients to which the kernel brings the connections to `prefixes`.
-    pub fn steered(socket: TcpListener, prefixes: Arc<[IpNet]>, stop: CancellationToken) -> Self {
+    pub fn steered(
+        socket: Arc<TcpListener>,
+        prefixes: Arc<[IpNet]>,
+        stop: CancellationToken,
+    ) -> Self {
         Self { socket, kind: Kind::Clients, steered: Some(prefixes), stop }
     }
 
     /// The socket for other nodes.
-    pub fn peers(socket: TcpListener, stop: CancellationToken) -> Self {
+    pub fn peers(socket: Arc<TcpListener>, stop: CancellationToken) -> Self {
         Self { socket, kind: Kind::Peers, steered: None, stop }
     }
 }
@@ -110,9 +127,18 @@ pub async fn accept(listening: Listening, worker: Rc<Worker>, placement: Placeme
         tracing::error!(?address, "a socket cannot be polled");
         return;
     };
+    let take = |(socket, peer, local)| {
+        worker.metrics.accepted.increment();
+        if is_meant(local) {
+            place(Placed { socket, peer, local, kind }, &worker, &placement);
+        } else {
+            // Somebody on this machine who found the group's own port.
+            worker.count(&Code::PE01.into());
+        }
+    };
     loop {
         let ready = tokio::select! {
-            () = stop.cancelled() => return,
+            () = stop.cancelled() => break,
             ready = socket.readable() => ready,
         };
         let Ok(mut ready) = ready else { return };
@@ -121,21 +147,13 @@ pub async fn accept(listening: Listening, worker: Rc<Worker>, placement: Placeme
         if worker.edge.pressure.is_at(Level::Refuse) {
             worker.metrics.pressure.refuse.increment();
             tokio::select! {
-                () = stop.cancelled() => return,
+                () = stop.cancelled() => break,
                 () = tokio::time::sleep(BACK_OFF) => continue,
             }
         }
         match ready.try_io(|socket| accept_one(socket.get_ref(), bound)) {
             Err(_would_block) => {}
-            Ok(Ok((socket, peer, local))) => {
-                worker.metrics.accepted.increment();
-                if !is_meant(local) {
-                    // Somebody on this machine who found the group's own port.
-                    worker.count(&Code::PE01.into());
-                    continue;
-                }
-                place(Placed { socket, peer, local, kind }, &worker, &placement);
-            }
+            Ok(Ok(accepted)) => take(accepted),
             Ok(Err(error)) => {
                 worker.metrics.accept_errors.increment();
                 if is_exhaustion(&error) {
@@ -143,12 +161,17 @@ pub async fn accept(listening: Listening, worker: Rc<Worker>, placement: Placeme
                     // for connections to end instead of asking again at once.
                     tracing::warn!("accept failed: {error}");
                     tokio::select! {
-                        () = stop.cancelled() => return,
+                        () = stop.cancelled() => break,
                         () = tokio::time::sleep(BACK_OFF) => {}
                     }
                 }
             }
         }
+    }
+    // Whom the kernel has let in already would meet a reset when the socket is closed.
+    for _ in 0..worker.edge.config.listen.backlog {
+        let Ok(accepted) = accept_one(socket.get_ref(), bound) else { break };
+        take(accepted);
     }
 }
 
@@ -204,11 +227,11 @@ fn spawn(placed: Placed, worker: &Rc<Worker>, load: &Arc<AtomicU32>) {
         Ok(socket) => socket,
         Err(error) => return worker.count(&Failure::new(Code::PX01).because(error)),
     };
-    let accepted = Accepted { socket, peer, local, guard };
     let counted = Counted::new(worker, kind, load);
     let serving = worker.clone();
-    worker.spawn_connection(async move {
+    worker.spawn_connection(|mark| async move {
         let worker = serving;
+        let accepted = Accepted { socket, peer, local, guard, mark };
         let served = match kind {
             // Boxed apart, so that the task is no larger than the smaller of them needs.
             Kind::Clients => Box::pin(connection::serve(accepted, worker.clone())).await,

@@ -10,6 +10,7 @@ use telemetry::metrics::{Counter, Gauge, Registry};
 use telemetry::record::TraceId;
 use tokio::time::Instant;
 
+use crate::drain::Class;
 use crate::error::{Code, Failure};
 use crate::inventory::AppLive;
 
@@ -27,6 +28,7 @@ pub struct Metrics {
     pub accept_errors: Counter,
     pub retries: Counter,
     pub pressure: Pressure,
+    cuts: [Counter; Class::ALL.len()],
 }
 
 /// What was given up because memory was short.
@@ -70,6 +72,8 @@ impl Metrics {
             accept_errors: catalogue::ACCEPT_ERRORS.counter_in(registry, &[]),
             pressure: Pressure::new(registry),
             retries: catalogue::RETRIES.counter_in(registry, &[]),
+            cuts: Class::ALL
+                .map(|class| catalogue::DRAIN_CUT.counter_in(registry, &[class.as_str()])),
         }
     }
 
@@ -77,6 +81,11 @@ impl Metrics {
     pub fn count(&self, failure: &Failure) {
         self.errors[failure.code as usize].increment();
         tracing::debug!(code = failure.code.as_str(), "failed: {}", chain(failure));
+    }
+
+    /// Counts what was cut at the deadline of `class`.
+    pub fn cut(&self, class: Class) {
+        self.cuts[class as usize].increment();
     }
 }
 

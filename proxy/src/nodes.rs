@@ -27,6 +27,15 @@ pub struct Node {
     pub address: SocketAddr,
     rtt_microseconds: AtomicU32,
     reachable: AtomicBool,
+    draining: AtomicBool,
+}
+
+/// What a node says of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Word {
+    Serving,
+    /// New requests should go elsewhere, if anybody else can take them.
+    Draining,
 }
 
 // === impl Nodes ===
@@ -41,6 +50,7 @@ impl Nodes {
                 address,
                 rtt_microseconds: AtomicU32::new(u32::MAX),
                 reachable: AtomicBool::new(true), // until a probe says otherwise
+                draining: AtomicBool::new(false),
             };
             (id, Arc::new(node))
         });
@@ -83,5 +93,24 @@ impl Node {
 
     pub fn set_reachable(&self, reachable: bool) {
         self.reachable.store(reachable, Relaxed);
+    }
+
+    /// Whether it wants requests only where nobody else can take them.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Relaxed)
+    }
+
+    /// It has said so itself.
+    pub fn hear(&self, word: Word) {
+        let is_draining = word == Word::Draining;
+        if self.draining.load(Relaxed) == is_draining {
+            return; // nearly always
+        }
+        if self.draining.swap(is_draining, Relaxed) != is_draining {
+            match word {
+                Word::Draining => tracing::info!(node = %self.id, "node drains"),
+                Word::Serving => tracing::info!(node = %self.id, "node serves again"),
+            }
+        }
     }
 }

@@ -10,6 +10,7 @@ use crate::balance::{self, Assignment, Origin, Tried};
 use crate::copy;
 use crate::downstream::{Downstream, From};
 use crate::error::{Code, Failure, Retry};
+use crate::http::upgrade::Kind;
 use crate::identify::{Route, mesh};
 use crate::inventory::{Binding, Place};
 use crate::io::proxy_protocol;
@@ -77,8 +78,7 @@ async fn copy(
         let header = proxy_protocol::header(version, downstream.peer, downstream.local);
         tunnel.write_all(&header).await.map_err(|error| Failure::new(Code::PC03).because(error))?;
     }
-    let idle = worker.edge.config.timeouts.tcp_idle;
-    copy::both_ways(stream, tunnel, worker, idle, &held.moved).await
+    copy::both_ways(stream, tunnel, Kind::Raw, worker, &held.moved).await
 }
 
 /// A tunnel to some instance; nothing of the client's has been sent, so every failure may be tried

@@ -9,6 +9,7 @@ pub mod certificates;
 pub mod mesh;
 pub mod dev_ca;
 pub(crate) mod offer;
+mod client;
 mod in_flight;
 mod tickets;
 mod pair;
@@ -21,12 +22,14 @@ use std::sync::{Arc, LazyLock};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 
 pub use certificates::{Certificates, CertificatesError};
+pub(crate) use client::client;
 pub use dev_ca::DevCa;
 pub use handshake::{Alpn, Secured, Tls, Version};
 pub use leaf::LeafError;
 pub use mesh::{IdentityError, MeshTls};
 pub use offer::PortTls;
 pub use pair::PairError;
+pub use tickets::TicketKeys;
 
 /// TLS cannot be set up as configured.
 #[derive(Debug, thiserror::Error)]

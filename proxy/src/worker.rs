@@ -19,6 +19,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::alarm::Alarms;
 use crate::balance::rng::Rng;
+use crate::drain::{Class, Cuts};
 use crate::edge::Edge;
 use crate::error::Failure;
 use crate::holdings::{self, Holdings};
@@ -50,11 +51,18 @@ pub struct Worker {
     /// For when a drain runs out of time, or memory does.
     aborts: RefCell<Slab<Abort>>,
     phase: Cell<Phase>,
+    /// There is no way back from the drain.
+    leaving: Cell<bool>,
+    /// Classes whose deadline has passed.
+    over: Cell<[bool; Class::ALL.len()]>,
+    cuts: Cell<Cuts>,
 }
 
 /// A task that can be ended from outside.
 struct Abort {
     of: Of,
+    /// `None`: it carries what is on this list itself.
+    class: Option<Class>,
     task: AbortHandle,
     holdings: Rc<Holdings>,
     /// It was told to end, and the runtime has not come to that yet.
@@ -65,9 +73,14 @@ struct Abort {
 #[derive(Clone, Copy)]
 enum Of {
     Connection,
-    /// Of another node's connection.
     Stream,
+    /// Of another node's connection.
+    PeerStream,
 }
+
+/// A task on its worker's list, by which it says what it has become.
+#[derive(Clone, Copy)]
+pub struct Mark(usize);
 
 /// Retries that are allowed however few requests there are.
 const RETRIES_PER_SECOND_MIN: u32 = 10;
@@ -79,9 +92,9 @@ const RESET_BYTES_MIN: u64 = 64 * 1024;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
     Serving,
-    /// Finish what began, start nothing new.
+    /// Connections are told to go, and whoever comes is served. May be taken back.
     Draining,
-    /// The deadline has passed: what is left is cut.
+    /// All deadlines have passed: what is left is cut.
     Stopping,
 }
 
@@ -113,6 +126,9 @@ impl Worker {
             streams: TaskTracker::new(),
             aborts: RefCell::default(),
             phase: Cell::new(Phase::Serving),
+            leaving: Cell::new(false),
+            over: Cell::default(),
+            cuts: Cell::default(),
             edge,
         });
         WORKERS.take_what_is_there();
@@ -172,49 +188,71 @@ impl Worker {
         }
     }
 
-    pub fn is_stopping(&self) -> bool {
-        self.phase.get() == Phase::Stopping
-    }
-
     /// Spawns a connection that this worker owns.
-    pub fn spawn_connection(&self, connection: impl Future<Output = ()> + 'static) {
+    pub fn spawn_connection<C>(&self, connection: impl FnOnce(Mark) -> C)
+    where
+        C: Future<Output = ()> + 'static,
+    {
         self.metrics.connection_tasks.add(1);
-        let listed = Listed { worker: self.this(), of: Of::Connection, own: Cell::new(None) };
-        self.spawn_listed(&self.connections, listed, connection);
+        let holdings = Rc::default();
+        self.spawn_listed(&self.connections, Of::Connection, holdings, connection);
     }
 
     /// Spawns a stream of the client's connection whose task is running: what it holds, the
     /// connection holds.
-    pub fn spawn_stream(&self, stream: impl Future<Output = ()> + 'static) {
-        let stream = tagged(Subsystem::Http2, 0, stream);
-        let stream = self.holdings.book(holdings::current(), stream);
-        self.holdings.unbooked(|| self.streams.spawn_local(stream));
+    pub fn spawn_stream<S>(&self, stream: impl FnOnce(Mark) -> S)
+    where
+        S: Future<Output = ()> + 'static,
+    {
+        let holdings = holdings::current();
+        let stream = |mark| tagged(Subsystem::Http2, stream(mark));
+        let spawn = || self.spawn_listed(&self.streams, Of::Stream, holdings, stream);
+        self.holdings.unbooked(spawn);
     }
 
     /// Spawns a stream of another node's connection, which answers for itself: the connection is
     /// everybody's.
-    pub fn spawn_peer_stream(&self, stream: impl Future<Output = ()> + 'static) {
-        let listed = Listed { worker: self.this(), of: Of::Stream, own: Cell::new(None) };
-        self.holdings.unbooked(|| self.spawn_listed(&self.streams, listed, stream));
+    pub fn spawn_peer_stream<S>(&self, stream: impl FnOnce(Mark) -> S)
+    where
+        S: Future<Output = ()> + 'static,
+    {
+        let holdings = Rc::default();
+        let spawn = || self.spawn_listed(&self.streams, Of::PeerStream, holdings, stream);
+        self.holdings.unbooked(spawn);
     }
 
-    fn spawn_listed(
+    fn spawn_listed<T>(
         &self,
         tracker: &TaskTracker,
-        listed: Listed,
-        task: impl Future<Output = ()> + 'static,
-    ) {
-        let holdings = Rc::<Holdings>::default();
-        let (of, listed) = (listed.of, Rc::new(listed));
-        let own = listed.clone();
+        of: Of,
+        holdings: Rc<Holdings>,
+        task: impl FnOnce(Mark) -> T,
+    ) where
+        T: Future<Output = ()> + 'static,
+    {
+        let mut aborts = self.aborts.borrow_mut();
+        let place = aborts.vacant_entry();
+        let mark = Mark(place.key());
+        let listed = Listed { worker: self.this(), of, mark };
+        let task = task(mark);
         let task = async move {
             task.await;
             drop(listed);
         };
-        let task = tracker.spawn_local(self.holdings.book(holdings.clone(), task));
-        // The task has not run yet: it runs on this thread.
-        let abort = Abort { of, task: task.abort_handle(), holdings, is_ending: Cell::new(false) };
-        own.own.set(Some(self.aborts.borrow_mut().insert(abort)));
+        // The task does not run before this returns: it runs on this thread.
+        let task = tracker.spawn_local(self.holdings.book(holdings.clone(), task)).abort_handle();
+        let class = Some(Class::Request);
+        place.insert(Abort { of, class, task, holdings, is_ending: Cell::new(false) });
+    }
+
+    /// What the task has become.
+    pub fn classify(&self, Mark(mark): Mark, class: Class) {
+        self.aborts.borrow_mut()[mark].class = Some(class);
+    }
+
+    /// The task is a connection of which every stream is on the list.
+    pub fn carries_streams(&self, Mark(mark): Mark) {
+        self.aborts.borrow_mut()[mark].class = None;
     }
 
     /// Ends the connection that holds most, or the stream of a node's, if that is worth it. One whose
@@ -225,13 +263,15 @@ impl Worker {
             .iter()
             .map(|(_, abort)| abort)
             .filter(|abort| abort.holdings.bytes() >= RESET_BYTES_MIN)
+            // What a client's stream holds is its connection's.
+            .filter(|abort| !matches!(abort.of, Of::Stream))
             .filter(|abort| !abort.is_ending.get() && abort.holdings.is_fair_game())
             .max_by_key(|abort| abort.holdings.bytes());
-        if let Some(Abort { of, task, holdings, is_ending }) = largest {
+        if let Some(Abort { of, class: _, task, holdings, is_ending }) = largest {
             is_ending.set(true);
             let what = match of {
                 Of::Connection => "connection",
-                Of::Stream => "stream of a node",
+                Of::Stream | Of::PeerStream => "stream of a node",
             };
             tracing::warn!(bytes = holdings.bytes(), what, "memory is nearly gone: reset");
             self.metrics.pressure.reset.increment();
@@ -239,21 +279,69 @@ impl Worker {
         }
     }
 
-    /// Ends every connection where it is.
-    pub fn abort_connections(&self) {
+    /// Moves on or back, and lets every connection look. A worker that leaves does not come back.
+    pub fn enter(&self, phase: Phase) {
+        if self.phase.get() != phase && !self.leaving.get() {
+            self.phase.set(phase);
+            self.alarms.wake_all();
+        }
+    }
+
+    /// Drains for good.
+    pub fn leave(&self) {
+        self.phase.set(Phase::Draining);
+        self.leaving.set(true);
+        self.alarms.wake_all();
+    }
+
+    /// Whether the drain ends with the worker.
+    pub fn is_leaving(&self) -> bool {
+        self.leaving.get()
+    }
+
+    /// Whether the deadline of `class` has passed: what is of it ends where it is.
+    pub fn is_over(&self, class: Class) -> bool {
+        self.over.get()[class as usize]
+    }
+
+    /// The deadline of `class` has passed. Tunnels see that by themselves, so that no side takes what it
+    /// has for the whole.
+    pub fn cut(&self, class: Class) {
+        let mut over = self.over.get();
+        over[class as usize] = true;
+        self.over.set(over);
+        if class == Class::Request {
+            self.abort(|abort| abort.class == Some(Class::Request));
+        }
+        self.alarms.wake_all();
+    }
+
+    /// All deadlines have passed, and whoever could has ended by itself: ends the rest where it is.
+    pub fn cut_rest(&self) {
+        self.phase.set(Phase::Stopping);
+        self.abort(|_| true);
+    }
+
+    fn abort(&self, is_meant: impl Fn(&Abort) -> bool) {
         for (_, abort) in &*self.aborts.borrow() {
-            if let Of::Connection = abort.of {
-                abort.task.abort(); // streams notice
+            if is_meant(abort) && !abort.is_ending.replace(true) {
+                abort.class.inspect(|class| self.count_cut(*class));
+                abort.task.abort();
             }
         }
     }
 
-    /// Moves on, and lets every connection look.
-    pub fn enter(&self, phase: Phase) {
-        if phase > self.phase.get() {
-            self.phase.set(phase);
-            self.alarms.wake_all();
-        }
+    /// Something was cut at the deadline of `class`.
+    pub fn count_cut(&self, class: Class) {
+        let mut cuts = self.cuts.get();
+        cuts.count(class);
+        self.cuts.set(cuts);
+        self.metrics.cut(class);
+    }
+
+    /// What was cut so far.
+    pub fn cuts(&self) -> Cuts {
+        self.cuts.get()
     }
 }
 
@@ -261,7 +349,7 @@ impl Worker {
 struct Listed {
     worker: Rc<Worker>,
     of: Of,
-    own: Cell<Option<usize>>,
+    mark: Mark,
 }
 
 impl Drop for Listed {
@@ -270,8 +358,8 @@ impl Drop for Listed {
             self.worker.metrics.connection_tasks.add(-1);
         }
         // An abort drops the task later, from the runtime, so the list is not borrowed here.
-        if let (Some(own), Ok(mut aborts)) = (self.own.get(), self.worker.aborts.try_borrow_mut()) {
-            aborts.try_remove(own);
+        if let Ok(mut aborts) = self.worker.aborts.try_borrow_mut() {
+            aborts.try_remove(self.mark.0);
         }
     }
 }

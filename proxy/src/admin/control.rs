@@ -6,6 +6,7 @@
 //! path may be `{}`, which takes anything.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -13,13 +14,17 @@ use bytes::Bytes;
 use http::header::{self, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use http_body::Body;
-use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
+use http_body_util::{BodyExt as _, Either, Full, LengthLimitError, Limited};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use telemetry::error::chain;
+use telemetry::heapwatch::SnapshotError;
 use telemetry::record::model::TraceId;
 use telemetry::verbosity::{Issued, Listing, NewRule, NewToken, RuleError, TokenError};
 
-use super::{page, trace};
+use super::drain::{Answer, Stopping};
+use super::upgrade::{self, Lines};
+use super::{drain, memory, page, trace};
 
 /// What the commands act on. Every method is called on the control thread and must not block it.
 pub trait Control: Send + Sync + 'static {
@@ -43,8 +48,32 @@ pub trait Control: Send + Sync + 'static {
     /// When it asks for more than a token may say.
     fn trace_token(&self, token: &NewToken, caller: &Caller) -> Result<Issued, TokenError>;
 
+    /// Starts to replace this process; what comes of it is in the lines.
+    ///
+    /// # Errors
+    ///
+    /// A sentence, when it cannot be done now.
+    fn upgrade(&self, ask: &upgrade::Ask, caller: &Caller) -> Result<Lines, String>;
+
     /// The record of a request; `None` when the node does not have it (any more).
     fn trace_record(&self, id: TraceId, form: Form) -> Option<String>;
+
+    /// Has new work sent elsewhere, until that is taken back.
+    fn drain(&self, caller: &Caller) -> Answer;
+
+    /// Takes that back.
+    ///
+    /// # Errors
+    ///
+    /// When the node ends.
+    fn undrain(&self, caller: &Caller) -> Result<Answer, Stopping>;
+
+    /// Writes down what is alive on the heap; says where.
+    ///
+    /// # Errors
+    ///
+    /// When the disk does not take it.
+    fn memory_snapshot(&self) -> Result<PathBuf, SnapshotError>;
 }
 
 /// Who gave a command: whoever is at the other end of the socket, by the kernel's word.
@@ -76,6 +105,8 @@ pub(super) enum Reply {
     Json(serde_json::Value),
     /// In the form that was asked for.
     Ready(Form, String),
+    /// In JSON, one after the other as things happen.
+    Lines(Lines),
 }
 
 /// Why a command did nothing.
@@ -95,7 +126,19 @@ struct Command {
     run: fn(Arc<dyn Control>, Call) -> Running,
 }
 
-static COMMANDS: [Command; 6] = [
+static COMMANDS: [Command; 10] = [
+    Command {
+        method: Method::POST,
+        path: "/drain",
+        what: "get no new work until undrained",
+        run: |control, call| at_once(drain::drain(&*control, &call)),
+    },
+    Command {
+        method: Method::POST,
+        path: "/undrain",
+        what: "get work again",
+        run: |control, call| at_once(drain::undrain(&*control, &call)),
+    },
     Command {
         method: Method::POST,
         path: "/trace",
@@ -132,6 +175,18 @@ static COMMANDS: [Command; 6] = [
         what: "remove a verbosity rule",
         run: |control, call| at_once(trace::off(&*control, &call)),
     },
+    Command {
+        method: Method::POST,
+        path: "/upgrade",
+        what: "replace this process by another",
+        run: |control, call| at_once(upgrade::begin(&*control, &call)),
+    },
+    Command {
+        method: Method::POST,
+        path: "/memory/snapshot",
+        what: "write down what is alive on the heap",
+        run: |control, _| at_once(memory::snapshot(&*control)),
+    },
 ];
 
 /// Bytes of a command's body.
@@ -147,7 +202,7 @@ pub(super) async fn respond<B>(
     request: Request<B>,
     control: Arc<dyn Control>,
     caller: Caller,
-) -> Result<Response<Full<Bytes>>, Request<B>>
+) -> Result<Response<super::Body>, Request<B>>
 where
     B: Body<Data = Bytes>,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -164,22 +219,24 @@ where
         let is_page = matches!(*request.method(), Method::GET | Method::HEAD);
         return match (methods.is_empty(), is_page) {
             (true, true) => Err(request),
-            (true, false) => Ok(refuse(&Refusal::not_found(listing()))),
-            (false, _) => Ok(wrong_method(&methods)),
+            (true, false) => Ok(refuse(&Refusal::not_found(listing())).map(Either::Left)),
+            (false, _) => Ok(wrong_method(&methods).map(Either::Left)),
         };
     };
     let form = form(&request);
     let body = match Limited::new(request.into_body(), BODY_BYTES_MAX).collect().await {
         Ok(body) => body.to_bytes(),
-        Err(error) => return Ok(refuse(&Refusal::of_body(&*error))),
+        Err(error) => return Ok(refuse(&Refusal::of_body(&*error)).map(Either::Left)),
     };
     let call = Call { caller, form, last, body };
-    Ok(match (command.run)(control, call).await {
+    let whole = match (command.run)(control, call).await {
+        Ok(Reply::Lines(lines)) => return Ok(page::lines(lines).map(Either::Right)),
         Ok(Reply::Json(value)) => page::json(&value),
         Ok(Reply::Ready(Form::Json, text)) => page::answer(StatusCode::OK, page::JSON, text),
         Ok(Reply::Ready(Form::Text, text)) => page::answer(StatusCode::OK, page::TEXT, text),
         Err(refusal) => refuse(&refusal),
-    })
+    };
+    Ok(whole.map(Either::Left))
 }
 
 /// What whoever asks the TCP address for a command is told.
@@ -282,6 +339,11 @@ impl Refusal {
     /// It makes sense, and cannot be done as things are.
     pub(super) fn conflict(sentence: impl fmt::Display) -> Self {
         Self { status: StatusCode::CONFLICT, sentence: sentence.to_string() }
+    }
+
+    /// It makes sense, and something that it needs is not to be had.
+    pub(super) fn unavailable(error: &(dyn std::error::Error + 'static)) -> Self {
+        Self { status: StatusCode::SERVICE_UNAVAILABLE, sentence: chain(error) }
     }
 
     fn of_body(error: &(dyn std::error::Error + Send + Sync + 'static)) -> Self {

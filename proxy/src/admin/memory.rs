@@ -22,6 +22,7 @@ use serde_json::Value;
 use telemetry::heapwatch::{Ages, Query, Report, Subsystem, flamegraph, folded, pprof};
 
 use super::View;
+use super::control::{Control, Refusal, Reply};
 use super::status::Memory;
 
 /// `/memory.json`.
@@ -30,6 +31,13 @@ pub struct Page {
     pub ledger: Vec<Line>,
     pub memory: Memory,
     pub heap: Report,
+}
+
+/// What `POST /memory/snapshot` answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Written {
+    /// File on the node's disk.
+    pub path: String,
 }
 
 /// What one owner says that it holds.
@@ -47,6 +55,11 @@ pub struct Line {
     /// `heap`: part of what the allocator says is allocated; `outside`: not.
     #[serde(default = "heap")]
     pub place: String,
+}
+
+pub(super) fn snapshot(control: &dyn Control) -> Result<Reply, Refusal> {
+    let path = control.memory_snapshot().map_err(|error| Refusal::unavailable(&error))?;
+    Reply::json(Written { path: path.display().to_string() })
 }
 
 fn heap() -> String {

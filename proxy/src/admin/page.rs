@@ -12,7 +12,7 @@ use telemetry::black_box::story;
 use telemetry::metrics::Format;
 
 use super::memory::{self, Answer};
-use super::{Status, View};
+use super::{Status, View, upgrade};
 
 /// Every page with the sentence the index shows.
 const PAGES: [(&str, &str); 16] = [
@@ -40,6 +40,7 @@ const NOTHING_KEPT: &str = "this process keeps no black box";
 pub(super) const TEXT: &str = "text/plain; charset=utf-8";
 const HTML: &str = "text/html; charset=utf-8";
 pub(super) const JSON: &str = "application/json";
+const LINES: &str = "application/x-ndjson";
 
 /// On every answer: nothing is cached, nothing is guessed, and the index may only use its own style.
 const HEADERS: [(HeaderName, &str); 3] = [
@@ -104,6 +105,12 @@ pub(super) fn json(value: &impl Serialize) -> Response<Full<Bytes>> {
             answer(StatusCode::INTERNAL_SERVER_ERROR, TEXT, "this page cannot be written as JSON\n")
         }
     }
+}
+
+/// Lines of JSON, as they come.
+pub(super) fn lines(lines: upgrade::Lines) -> Response<upgrade::Story> {
+    let (head, _) = answer(StatusCode::OK, LINES, "").into_parts();
+    Response::from_parts(head, upgrade::Story::new(lines))
 }
 
 pub(super) fn answer(

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use socket2::{Domain, SockAddr, Type};
 
 use super::BindError;
+use crate::handoff::{Inherited, Place};
 
 /// A listening socket with the file that names it.
 pub(super) struct Socket {
@@ -29,7 +30,15 @@ const BACKLOG: i32 = 64;
 // === impl Socket ===
 
 impl Socket {
-    pub(super) fn bind(path: &Path) -> Result<Self, BindError> {
+    /// The one that was inherited, whose file is there, else a new one.
+    pub(super) fn bind(path: &Path, inherited: &mut Inherited) -> Result<Self, BindError> {
+        let place = Place::AdminSocket { path: path.to_owned() };
+        let inherited = inherited.unix(&place, BACKLOG.unsigned_abs());
+        // One whose file was removed is found by nobody.
+        if let Some(listener) = inherited.filter(|_| path.exists()) {
+            // Until it is served here, the file is its.
+            return Ok(Self { listener, file: File { path: path.to_owned(), identity: None } });
+        }
         let failed = |source| BindError::Socket { path: path.to_owned(), source };
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
             let mut create = fs::DirBuilder::new();
@@ -39,8 +48,16 @@ impl Socket {
         listen(path).map_err(failed)
     }
 
+    /// The listener alone, for somebody else.
+    pub(super) fn try_clone(&self) -> io::Result<UnixListener> {
+        self.listener.try_clone()
+    }
+
+    /// For whoever serves it: the file is this process's from now on.
     pub(super) fn into_parts(self) -> (UnixListener, File) {
-        (self.listener, self.file)
+        let Self { listener, mut file } = self;
+        file.identity = identity(&file.path);
+        (listener, file)
     }
 }
 
@@ -77,6 +94,11 @@ fn listen(path: &Path) -> io::Result<Socket> {
 // === impl File ===
 
 impl File {
+    /// The file stays: another process has the socket.
+    pub(super) fn leave(mut self) {
+        self.identity = None;
+    }
+
     fn of(path: &Path) -> Self {
         Self { path: path.to_owned(), identity: identity(path) }
     }

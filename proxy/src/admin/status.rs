@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::drain::Draining;
+
 /// One node in a glance.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Status {
@@ -9,12 +11,18 @@ pub struct Status {
     pub version: String,
     /// Rises with every process that took over from another. The first is 1.
     pub generation: u64,
+    /// The other process of the node, while there is one.
+    #[serde(default)]
+    pub other: Option<Generation>,
     pub node: String,
     pub region: String,
     pub ready: bool,
     /// Why not, when not ready.
     pub not_ready_reason: Option<String>,
     pub draining: bool,
+    /// Why, since when, and what is left; absent when it does not.
+    #[serde(default)]
+    pub drain: Option<Draining>,
     /// Where the kernel drops what no app asked for: `xdp`, `xdp-generic`, `tcx`, `cgroup`;
     /// `userspace` after accept, `off` when that is what was asked for.
     pub filter_mode: String,
@@ -28,6 +36,9 @@ pub struct Status {
     pub listen_reason: Option<String>,
     /// Time since the inventory was last known to be complete; absent before that.
     pub inventory_age_seconds: Option<f64>,
+    /// For how long the thread that hangs longest has not come back from a poll.
+    #[serde(default)]
+    pub hangs_for_seconds: f64,
     pub uptime_seconds: f64,
     pub apps: u64,
     pub instances: u64,
@@ -41,6 +52,19 @@ pub struct Status {
     /// What was refused while its last good version stays in use.
     pub quarantined: Vec<Quarantined>,
     pub peers: Vec<Peer>,
+}
+
+/// A process of the node beside the one that answers.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Generation {
+    pub pid: u32,
+    pub generation: u64,
+    /// `starting`, or `draining`.
+    pub state: String,
+    pub connections: u64,
+    pub requests_in_flight: u64,
+    /// It ends in so many seconds at most.
+    pub seconds_left: u64,
 }
 
 /// Bytes as jemalloc accounts for them.
@@ -82,6 +106,9 @@ pub struct Peer {
     /// Smoothed; absent until it was measured.
     pub rtt_ms: Option<f64>,
     pub reachable: bool,
+    /// It wants no new requests.
+    #[serde(default)]
+    pub draining: bool,
 }
 
 // === impl Status ===
@@ -90,7 +117,8 @@ impl Status {
     /// Whether it serves, in words.
     pub fn state(&self) -> String {
         match (&self.not_ready_reason, self.draining, self.ready) {
-            (_, true, _) => "draining".to_owned(),
+            (Some(reason), true, _) => reason.clone(),
+            (None, true, _) => "draining".to_owned(),
             (_, _, true) => "ready".to_owned(),
             (Some(reason), _, _) => format!("not ready: {reason}"),
             (None, _, _) => "not ready".to_owned(),
@@ -125,16 +153,19 @@ pub(crate) fn example() -> Status {
         pid: 4711,
         version: "0.0.0".to_owned(),
         generation: 1,
+        other: None,
         node: "ams-1".to_owned(),
         region: "ams".to_owned(),
         ready: true,
         not_ready_reason: None,
         draining: false,
+        drain: None,
         filter_mode: "off".to_owned(),
         filter_reasons: Vec::new(),
         listen_mode: "bind".to_owned(),
         listen_reason: None,
         inventory_age_seconds: Some(0.4),
+        hangs_for_seconds: 0.0,
         uptime_seconds: 93_784.0,
         apps: 3,
         instances: 12,
@@ -150,12 +181,14 @@ pub(crate) fn example() -> Status {
                 region: "fra".to_owned(),
                 rtt_ms: Some(6.25),
                 reachable: true,
+                draining: false,
             },
             Peer {
                 id: "sin-1".to_owned(),
                 region: "sin".to_owned(),
                 rtt_ms: None,
                 reachable: false,
+                draining: false,
             },
         ],
     }

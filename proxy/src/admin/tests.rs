@@ -1,16 +1,20 @@
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use http::{Method, StatusCode, header};
 use http_body_util::BodyExt as _;
 use serde_json::json;
+use telemetry::heapwatch::SnapshotError;
 use telemetry::record::model::TraceId;
 use telemetry::verbosity::{Issued, Listing, NewRule, NewToken, RuleError, TokenError};
 use tempfile::TempDir;
 use tokio::io::AsyncReadExt as _;
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::control::Form;
+use super::upgrade::{Lines, Outcome};
 use super::*;
 
 struct Fixed {
@@ -70,7 +74,7 @@ impl View for Fixed {
 
 /// Remembers what it was told; rule 7 is the only one there is.
 #[derive(Default)]
-struct Told(parking_lot::Mutex<Vec<String>>);
+struct Told(Mutex<Vec<String>>);
 
 impl Told {
     fn note(&self, what: String) {
@@ -79,6 +83,14 @@ impl Told {
 }
 
 impl Control for Told {
+    fn drain(&self, _: &Caller) -> drain::Answer {
+        drain::Answer { changed: true, draining: None }
+    }
+
+    fn undrain(&self, _: &Caller) -> Result<drain::Answer, drain::Stopping> {
+        Err(drain::Stopping)
+    }
+
     fn trace_on(&self, rule: NewRule, caller: &Caller) -> Result<u64, RuleError> {
         self.note(format!("on by {}: {rule:?}", caller.uid));
         if rule.why == "full" { Err(RuleError::Full) } else { Ok(7) }
@@ -98,9 +110,32 @@ impl Control for Told {
         Ok(Issued { token: "v1.k1.e30.AAAA".to_owned(), expires: 1_700_000_000 })
     }
 
+    fn upgrade(&self, ask: &upgrade::Ask, _: &Caller) -> Result<Lines, String> {
+        if ask.binary.is_some() {
+            return Err("an upgrade is under way".to_owned());
+        }
+        let (sender, lines) = mpsc::channel(1);
+        sender.try_send(Outcome::Begins { seconds_max: 31 }.into()).expect("there is room");
+        Ok(lines)
+    }
+
     fn trace_record(&self, id: TraceId, form: Form) -> Option<String> {
         (id.0 == 0xabc).then(|| format!("{form:?}"))
     }
+
+    fn memory_snapshot(&self) -> Result<PathBuf, SnapshotError> {
+        let full = self.0.lock().iter().any(|told| told == "the disk is full");
+        let path = PathBuf::from("/var/lib/ferrule/snapshots/heap-1.json.gz");
+        if full {
+            let source = io::ErrorKind::StorageFull.into();
+            return Err(SnapshotError::Write { path, source });
+        }
+        Ok(path)
+    }
+}
+
+fn bind(config: &config::Admin) -> Result<Admin, BindError> {
+    Admin::bind(config, &mut Inherited::default(), &Legacy::default())
 }
 
 /// A running admin server; stopped by [`Server::stop`].
@@ -108,6 +143,7 @@ struct Server {
     address: SocketAddr,
     socket: PathBuf,
     told: Arc<Told>,
+    stance: watch::Sender<Stance>,
     stop: CancellationToken,
     task: JoinHandle<()>,
     _folder: TempDir,
@@ -117,13 +153,16 @@ impl Server {
     fn start(view: Fixed) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let config = config(folder.path());
-        let admin = Admin::bind(&config).expect("port 0 is free");
+        let admin = bind(&config).expect("port 0 is free");
         let address = admin.address().expect("it is bound");
         let stop = CancellationToken::new();
         let tracker = TaskTracker::new();
         let told = Arc::<Told>::default();
-        let task = tracker.spawn(admin.run(Arc::new(view), told.clone(), stop.clone()));
-        Self { address, socket: config.socket, told, stop, task, _folder: folder }
+        let (stance, hours) = watch::channel(Stance::Open);
+        let visitors = Visitors::default();
+        let hours = Hours { stance: hours, stop: stop.clone(), visitors };
+        let task = tracker.spawn(admin.run(Arc::new(view), told.clone(), hours));
+        Self { address, socket: config.socket, told, stance, stop, task, _folder: folder }
     }
 
     async fn request(&self, method: Method, path: &str) -> (Response<()>, String) {
@@ -271,8 +310,8 @@ fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
     let config = config(folder.path());
     drop(std::os::unix::net::UnixListener::bind(&config.socket).expect("the folder is ours"));
     assert!(config.socket.exists(), "a dead process leaves its file");
-    let admin = Admin::bind(&config).expect("nobody answers there");
-    assert!(matches!(Admin::bind(&config), Err(BindError::Live { .. })));
+    let admin = bind(&config).expect("nobody answers there");
+    assert!(matches!(bind(&config), Err(BindError::Live { .. })));
     assert!(config.socket.exists(), "the attempt took nothing away");
     drop(admin);
     assert!(!config.socket.exists());
@@ -283,7 +322,7 @@ fn a_file_in_the_way_is_left_alone() {
     let folder = tempfile::tempdir().expect("a folder");
     let config = config(folder.path());
     std::fs::write(&config.socket, "precious").expect("the folder is ours");
-    assert!(matches!(Admin::bind(&config), Err(BindError::Occupied { .. })));
+    assert!(matches!(bind(&config), Err(BindError::Occupied { .. })));
     assert_eq!(std::fs::read(&config.socket).expect("still there"), b"precious");
 }
 
@@ -291,9 +330,9 @@ fn a_file_in_the_way_is_left_alone() {
 fn the_file_of_a_successor_is_left_alone() {
     let folder = tempfile::tempdir().expect("a folder");
     let config = config(folder.path());
-    let first = Admin::bind(&config).expect("the way is clear");
+    let first = bind(&config).expect("the way is clear");
     std::fs::remove_file(&config.socket).expect("the folder is ours");
-    let _second = Admin::bind(&config).expect("the way is clear");
+    let _second = bind(&config).expect("the way is clear");
     drop(first);
     assert!(config.socket.exists());
 }
@@ -302,7 +341,7 @@ fn the_file_of_a_successor_is_left_alone() {
 fn a_missing_folder_is_made() {
     let folder = tempfile::tempdir().expect("a folder");
     let config = config(&folder.path().join("run/ferrule"));
-    Admin::bind(&config).expect("the folder can be made");
+    bind(&config).expect("the folder can be made");
 }
 
 #[tokio::test(start_paused = true)]
@@ -443,4 +482,76 @@ async fn a_record_comes_in_the_form_that_is_asked_for() {
     assert_eq!(response.headers()[header::CONTENT_TYPE], "application/json");
     assert_eq!(body, "Json");
     server.stop().await;
+}
+
+#[tokio::test]
+async fn a_snapshot_of_the_heap_is_taken_on_the_socket_and_says_where_it_is() {
+    let server = Server::start(Fixed { ready: Ok(()) });
+    let (status, body) = server.command(Method::POST, "/memory/snapshot", "").await;
+    assert_eq!(status, 200);
+    assert!(body.contains("heap-1.json.gz"), "{body}");
+    server.told.note("the disk is full".to_owned());
+    let (status, body) = server.command(Method::POST, "/memory/snapshot", "").await;
+    assert_eq!(status, 503);
+    assert!(body.contains("cannot be written"), "{body}");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn an_upgrade_is_told_line_by_line_and_refused_with_a_reason() {
+    let server = Server::start(Fixed { ready: Ok(()) });
+    let begins = "{\"event\":\"begins\",\"seconds_max\":31}\n";
+    assert_eq!(server.command(Method::POST, "/upgrade", "").await, (200, begins.to_owned()));
+    let other = server.command(Method::POST, "/upgrade", r#"{"binary":"/bin/true"}"#).await;
+    assert_eq!(other, (409, "an upgrade is under way\n".to_owned()));
+    let (status, _) = server.command(Method::POST, "/upgrade", r#"{"binray":"/bin/true"}"#).await;
+    assert_eq!(status, 400);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn nobody_is_let_in_while_a_successor_has_the_listeners() {
+    let server = Server::start(Fixed { ready: Ok(()) });
+    server.stance.send_replace(Stance::Paused);
+    let waits = tokio::time::timeout(Duration::from_millis(50), server.get("/livez")).await;
+    assert!(waits.is_err(), "the connection stays in the queue");
+    server.stance.send_replace(Stance::Open);
+    assert_eq!(server.get("/livez").await.1, "ok\n");
+    let Server { socket, stance, stop, task, _folder, .. } = server;
+    stance.send_replace(Stance::Given);
+    stop.cancel();
+    task.await.expect("the server does not panic");
+    assert!(socket.exists(), "it is the successor's");
+}
+
+#[tokio::test]
+async fn a_socket_that_was_given_away_keeps_its_file_and_its_queue() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = config(folder.path());
+    let legacy = Legacy::default();
+    let old = Admin::bind(&config, &mut Inherited::default(), &legacy).expect("the way is clear");
+    let mut inherited = Inherited::default();
+    for (place, socket) in legacy.all() {
+        inherited.put(place, socket.as_fd().try_clone_to_owned().expect("a copy"));
+    }
+    let new = Admin::bind(&config, &mut inherited, &Legacy::default()).expect("it is inherited");
+    assert!(inherited.is_empty());
+    assert_eq!(new.address().expect("it is bound"), old.address().expect("it is bound"));
+    // As a successor that fails before it serves.
+    drop(new);
+    assert!(config.socket.exists());
+}
+
+#[tokio::test]
+async fn whoever_is_in_is_a_visitor_until_answered() {
+    let visitors = Visitors::default();
+    visitors.gone().await;
+    let inside = visitors.enter();
+    let left = async {
+        tokio::task::yield_now().await;
+        drop(inside);
+    };
+    let mut gone = pin!(visitors.gone());
+    assert!(futures_util::poll!(gone.as_mut()).is_pending());
+    tokio::join!(left, gone);
 }

@@ -1,5 +1,6 @@
 //! How clients get in: steered to one group of sockets, or through a socket per address and port.
 
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
@@ -10,10 +11,11 @@ use tokio_util::sync::CancellationToken;
 use crate::config::ListenMode;
 use crate::edge::Edge;
 use crate::filter::kernel_config;
+use crate::handoff::{Held, Inherited, Legacy, Place};
 use crate::inventory::PortsInUse;
-use crate::listener::Listening;
-use crate::listener::sockets::{BindError, Sockets};
+use crate::listener::sockets::{self, BindError, Sockets};
 use crate::listener::steer::{Family, Group, Slots, Steered};
+use crate::listener::{Listening, Stance};
 use telemetry::error::chain;
 
 /// The doors before anybody may come in.
@@ -27,6 +29,12 @@ pub(super) struct Doors {
     kind: Kind<Steered<Kernel>>,
     /// Why they are not steered, where that was wanted if possible.
     reason: Option<String>,
+}
+
+/// The door for other nodes.
+pub(super) struct PeerDoor {
+    socket: Arc<TcpListener>,
+    _held: Held,
 }
 
 enum Kind<S> {
@@ -44,7 +52,10 @@ pub enum SteerError {
 }
 
 /// The slots of the program that steers.
-struct Kernel(Steering);
+struct Kernel {
+    steering: Steering,
+    config: ebpf_filter::Config,
+}
 
 // === impl Closed ===
 
@@ -54,13 +65,17 @@ impl Closed {
     /// # Errors
     ///
     /// When steering was demanded and cannot be had.
-    pub(super) fn prepare(edge: &Edge) -> Result<Self, SteerError> {
+    pub(super) fn prepare(
+        edge: &Edge,
+        inherited: &mut Inherited,
+        legacy: &Legacy,
+    ) -> Result<Self, SteerError> {
         let listen = &edge.config.listen;
         let reason = match listen.mode {
             ListenMode::Steer => {
-                return Ok(Self { kind: Kind::Steered(steering(edge)?), reason: None });
+                return Ok(Self { kind: Kind::Steered(steering(edge, inherited)?), reason: None });
             }
-            ListenMode::Auto if !listen.prefixes.is_empty() => match steering(edge) {
+            ListenMode::Auto if !listen.prefixes.is_empty() => match steering(edge, inherited) {
                 Ok(steering) => return Ok(Self { kind: Kind::Steered(steering), reason: None }),
                 Err(error) => {
                     let error = chain(&error);
@@ -71,12 +86,7 @@ impl Closed {
             // Nothing is missing: there is nothing to steer, or it is not wanted.
             ListenMode::Auto | ListenMode::Bind => None,
         };
-        // What an earlier node steered would go past the sockets that are bound now.
-        if let Err(error) = Steering::detach(&kernel_config(&edge.config).pins) {
-            let error = chain(&error);
-            tracing::warn!(%error, "an earlier node's steering stays; the prefixes are not reached");
-        }
-        let sockets = Sockets::new(listen, edge.inventory.ports());
+        let sockets = Sockets::new(listen, edge.inventory.ports(), legacy.clone());
         Ok(Self { kind: Kind::Bound(sockets), reason })
     }
 
@@ -85,26 +95,43 @@ impl Closed {
     /// # Errors
     ///
     /// When the kernel does not take the sockets that it is to steer to.
-    pub(super) fn open(self, give: &mut impl FnMut(Listening)) -> Result<Doors, SteerError> {
+    pub(super) fn open(
+        self,
+        edge: &Edge,
+        give: &mut impl FnMut(Listening),
+        inherited: &mut Inherited,
+        legacy: &Legacy,
+    ) -> Result<Doors, SteerError> {
         let Self { kind, reason } = self;
         let kind = match kind {
             Kind::Bound(mut sockets) => {
-                sockets.follow(give);
+                sockets.follow(give, inherited);
+                stop_steering(edge);
                 Kind::Bound(sockets)
             }
             Kind::Steered((group, kernel)) => {
-                Kind::Steered(group.serve(kernel, give).map_err(SteerError::Kernel)?)
+                Kind::Steered(group.serve(kernel, give, legacy).map_err(SteerError::Kernel)?)
             }
         };
         Ok(Doors { kind, reason })
     }
 }
 
-fn steering(edge: &Edge) -> Result<(Group, Kernel), SteerError> {
+/// What an earlier process steered goes past the sockets that are bound now.
+pub(super) fn stop_steering(edge: &Edge) {
+    if let Err(error) = Steering::detach(&kernel_config(&edge.config).pins) {
+        let error = chain(&error);
+        tracing::warn!(%error, "an earlier node's steering stays; the prefixes are not reached");
+    }
+}
+
+fn steering(edge: &Edge, inherited: &mut Inherited) -> Result<(Group, Kernel), SteerError> {
     let config = &edge.config;
-    let group = Group::open(&config.listen, config.node.workers).map_err(SteerError::Sockets)?;
-    let steering = Steering::open(&kernel_config(config)).map_err(SteerError::Kernel)?;
-    Ok((group, Kernel(steering)))
+    let group = Group::open(&config.listen, config.node.workers, inherited);
+    let group = group.map_err(SteerError::Sockets)?;
+    let config = kernel_config(config);
+    let steering = Steering::open(&config).map_err(SteerError::Kernel)?;
+    Ok((group, Kernel { steering, config }))
 }
 
 // === impl Doors ===
@@ -123,16 +150,63 @@ impl Doors {
         self.reason.as_deref()
     }
 
-    /// Keeps them open until `stop`; then nothing new comes in.
+    /// Keeps them as `stance` says until `stop`; then nothing new comes in.
     pub(super) async fn run(
         self,
         give: impl FnMut(Listening),
         ports: watch::Receiver<Arc<PortsInUse>>,
+        stance: watch::Receiver<Stance>,
         stop: CancellationToken,
     ) {
         match self.kind {
-            Kind::Bound(sockets) => sockets.run(give, stop).await,
-            Kind::Steered(steered) => steered.run(ports, stop).await,
+            Kind::Bound(sockets) => sockets.run(give, stance, stop).await,
+            Kind::Steered(steered) => steered.run(give, ports, stance, stop).await,
+        }
+    }
+}
+
+// === impl PeerDoor ===
+
+impl PeerDoor {
+    pub(super) fn open(
+        address: SocketAddr,
+        backlog: u32,
+        inherited: &mut Inherited,
+        legacy: &Legacy,
+    ) -> Result<Self, BindError> {
+        let place = Place::Peers { address };
+        let found = inherited.tcp(&place, backlog);
+        let socket = Arc::new(found.map_or_else(|| sockets::bind(address, backlog), Ok)?);
+        let _held = legacy.hold(place, socket.clone());
+        Ok(Self { socket, _held })
+    }
+
+    /// Keeps it as `stance` says until `stop`.
+    pub(super) async fn run(
+        self,
+        mut give: impl FnMut(Listening),
+        mut stance: watch::Receiver<Stance>,
+        stop: CancellationToken,
+    ) {
+        let mut accepting: Option<CancellationToken> = None;
+        loop {
+            match *stance.borrow_and_update() {
+                Stance::Open | Stance::Fixed => {
+                    accepting.get_or_insert_with(|| {
+                        let stop = CancellationToken::new();
+                        give(Listening::peers(self.socket.clone(), stop.clone()));
+                        stop
+                    });
+                }
+                Stance::Paused | Stance::Given => drop(accepting.take().map(|it| it.cancel())),
+            }
+            tokio::select! {
+                () = stop.cancelled() => break,
+                changed = stance.changed() => if changed.is_err() { break },
+            }
+        }
+        if let Some(accepting) = accepting {
+            accepting.cancel();
         }
     }
 }
@@ -143,11 +217,17 @@ impl Slots for Kernel {
     type Error = FilterError;
 
     fn set(&mut self, family: Family, socket: BorrowedFd<'_>) -> Result<(), FilterError> {
-        self.0.set_socket(family.into(), &socket)
+        self.steering.set_socket(family.into(), &socket)
+    }
+
+    /// The program, where it is attached, and the prefixes.
+    fn take_back(&mut self) -> Result<(), FilterError> {
+        self.steering = Steering::open(&self.config)?;
+        Ok(())
     }
 
     fn clear(&mut self, family: Family) -> Result<(), FilterError> {
-        self.0.clear(family.into())
+        self.steering.clear(family.into())
     }
 }
 

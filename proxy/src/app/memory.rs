@@ -29,11 +29,12 @@ pub(super) fn watch(edge: &Edge, readings: Option<Arc<Readings>>) -> Heapwatch {
         profile,
         directory: edge.config.storage.directory.join(SNAPSHOTS),
     };
-    let received = edge.metrics.received.clone();
+    let (received, inventory) = (edge.metrics.received.clone(), edge.inventory.clone());
     let context = Context {
         registry: &edge.registry,
         ledger: &edge.ledger,
         requests: Box::new(move || received.value()),
+        app_names: Box::new(move |ids| inventory.names_of(ids)),
         limit: Box::new(move || Some(readings.as_ref()?.limit()).filter(|limit| *limit > 0)),
     };
     Heapwatch::start(&config, context)
@@ -75,7 +76,8 @@ async fn next(signals: &mut Option<Signal>) {
     std::future::pending().await
 }
 
-fn keep_old_stacks(heapwatch: &Heapwatch) {
+/// The largest old stacks, into the black box.
+pub(super) fn keep_old_stacks(heapwatch: &Heapwatch) {
     let Some(black_box) = black_box::installed() else { return };
     let stacks: Vec<OldStack> = heapwatch
         .largest_old(OLD_STACKS)

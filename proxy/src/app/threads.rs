@@ -11,13 +11,15 @@ use std::time::Duration;
 use telemetry::pressure::Level;
 use telemetry::record::Recorder;
 use telemetry::watchdog::{self, capture};
+use telemetry::work::{Kind, Line, State};
 use tokio::runtime::LocalOptions;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::dial::Dialer;
+use crate::drain::{Class, Cuts, Deadlines};
 use crate::edge::Edge;
 use crate::listener::{self, Listening, PLACED_MAX, Peer, Placed, Placement};
 use crate::upstream::{MeshConnect, Upstreams};
@@ -42,16 +44,25 @@ struct Thread {
 }
 
 /// What control tells a worker. Unbounded, for only control and the watch send: one for each socket,
-/// a few while memory is short, one drain.
+/// a few while memory is short, one for each word of an operator.
 enum Command {
     Listen(Listening),
+    /// Drain, or serve again.
+    Enter(Phase),
     /// Memory is short.
     GiveWay(Level),
     /// Memory is nearly gone: end the connection that holds most.
     ResetLargest,
-    Drain {
-        timeout: Duration,
-    },
+    /// Drain and end.
+    Leave(Leave),
+}
+
+/// How a worker drains for good.
+#[derive(Clone)]
+struct Leave {
+    deadlines: Deadlines,
+    /// Cancelled: what is left is cut at once.
+    hurry: CancellationToken,
 }
 
 /// What was left when a worker, or all of them, ended.
@@ -60,8 +71,8 @@ pub(super) struct Report {
     /// Tasks that did not end, by what they are of.
     pub(super) tasks: BTreeMap<&'static str, usize>,
     pub(super) connections: usize,
-    /// Connections that the deadline ended.
-    pub(super) cut: usize,
+    /// What the deadlines ended.
+    pub(super) cuts: Cuts,
 }
 
 /// Lines in the log about what one worker cuts.
@@ -113,12 +124,7 @@ impl Threads {
         Remote { commands: self.threads.iter().map(|thread| thread.commands.clone()).collect() }
     }
 
-    /// Gives a socket to the next worker in turn.
-    pub(super) fn listen(&self, listening: Listening) {
-        self.giver()(listening);
-    }
-
-    /// As [`Self::listen`], for a task.
+    /// Gives each socket to the next worker in turn.
     pub(super) fn giver(&self) -> impl FnMut(Listening) + use<> {
         let commands: Vec<_> = self.threads.iter().map(|thread| thread.commands.clone()).collect();
         let next = self.next.clone();
@@ -130,12 +136,13 @@ impl Threads {
         }
     }
 
-    /// Lets every worker finish what began, and ends it.
-    pub(super) async fn drain(self, timeout: Duration) -> Report {
+    /// Lets every worker finish what began, and ends it; at once when `hurry` is cancelled.
+    pub(super) async fn drain(self, deadlines: Deadlines, hurry: CancellationToken) -> Report {
         let (sender, receiver) = oneshot::channel();
+        let leave = Leave { deadlines, hurry };
         for thread in &self.threads {
             // One that is gone is found out when it is joined.
-            drop(thread.commands.send(Command::Drain { timeout }));
+            drop(thread.commands.send(Command::Leave(leave.clone())));
         }
         // Joining blocks, and control has to go on: admin answers while the node drains.
         let join = thread::Builder::new().name("join".to_owned()).spawn(move || {
@@ -167,7 +174,7 @@ impl Report {
             *self.tasks.entry(name).or_default() += count;
         }
         self.connections += other.connections;
-        self.cut += other.cut;
+        self.cuts = self.cuts.and(other.cuts);
         self
     }
 }
@@ -183,6 +190,11 @@ impl Remote {
     /// Asks every worker to end the connection that holds most of its memory.
     pub(super) fn reset_largest(&self) {
         self.tell(|| Command::ResetLargest);
+    }
+
+    /// Has every worker drain, or serve again.
+    pub(super) fn enter(&self, phase: Phase) {
+        self.tell(|| Command::Enter(phase));
     }
 
     fn tell(&self, command: impl Fn() -> Command) {
@@ -243,7 +255,9 @@ async fn serve(
     let keepers = TaskTracker::new();
     let load = placement.workers[placement.own].load.clone();
     keepers.spawn_local(until(stop.clone(), worker.alarms.clone().run()));
-    keepers.spawn_local(until(stop.clone(), listener::receive(placed, worker.clone(), load)));
+    // Ends when no worker accepts any more.
+    let receiver = TaskTracker::new();
+    receiver.spawn_local(listener::receive(placed, worker.clone(), load));
     {
         let (upstreams, stop) = (worker.upstreams.clone(), stop.clone());
         keepers.spawn_local(async move { upstreams.sweep(stop).await });
@@ -254,13 +268,16 @@ async fn serve(
         acceptors.spawn_local(listener::accept(listening, worker.clone(), placement.clone()));
     };
     // Without control there is nothing to wait for.
-    let timeout = obey(&mut commands, &worker, listen).await.unwrap_or(Duration::ZERO);
+    let leave = obey(&mut commands, &worker, listen)
+        .await
+        .unwrap_or_else(|| Leave { deadlines: Deadlines::none(), hurry: CancellationToken::new() });
 
-    let cut = {
+    {
         let drained = async {
             acceptors.close();
             acceptors.wait().await;
-            drain(index, &worker, timeout).await
+            drop(placement);
+            drain(index, &worker, &receiver, leave).await;
         };
         // Memory can run out in a drain as well.
         let obeying = async {
@@ -268,65 +285,78 @@ async fn serve(
             std::future::pending().await
         };
         tokio::select! {
-            cut = drained => cut,
-            cut = obeying => cut,
+            () = drained => {}
+            () = obeying => {}
         }
-    };
+    }
     worker.upstreams.close_idle();
     stop.cancel();
-    for tracker in [&worker.streams, &keepers, &upstream_tasks] {
+    for tracker in [&worker.streams, &keepers, &receiver, &upstream_tasks] {
         tracker.close();
         // What does not end is in the report.
-        drop(tokio::time::timeout(LET_GO, tracker.wait()).await);
+        drop(timeout(LET_GO, tracker.wait()).await);
     }
     let tasks = [
         ("acceptor", &acceptors),
         ("keeper", &keepers),
+        ("receiver", &receiver),
         ("stream", &worker.streams),
         ("upstream", &upstream_tasks),
     ];
     let left = tasks.into_iter().filter(|(_, tasks)| !tasks.is_empty());
     let tasks = left.map(|(name, tasks)| (name, tasks.len())).collect();
-    Report { tasks, connections: worker.connections.len(), cut }
+    Report { tasks, connections: worker.connections.len(), cuts: worker.cuts() }
 }
 
-/// Does what control and the watch ask for, until that is to drain, for at most so long; `None` when
-/// control is gone.
+/// Does what control and the watch ask for, until that is to leave; `None` when control is gone.
 async fn obey(
     commands: &mut mpsc::UnboundedReceiver<Command>,
     worker: &Worker,
     mut listen: impl FnMut(Listening),
-) -> Option<Duration> {
+) -> Option<Leave> {
     loop {
         match commands.recv().await? {
             Command::Listen(listening) => listen(listening),
             Command::GiveWay(level) => worker.give_way(level),
             Command::ResetLargest => worker.reset_largest(),
-            Command::Drain { timeout } => return Some(timeout),
+            Command::Enter(phase) => worker.enter(phase),
+            Command::Leave(leave) => return Some(leave),
         }
     }
 }
 
-/// Finishes what began; at the deadline, what is left is cut. Says how many that were.
-async fn drain(index: usize, worker: &Rc<Worker>, timeout: Duration) -> usize {
-    worker.enter(Phase::Draining);
+/// Finishes what began; what is left of a class at its deadline is cut.
+async fn drain(index: usize, worker: &Rc<Worker>, receiver: &TaskTracker, leave: Leave) {
+    let Leave { deadlines, hurry } = leave;
+    let began = Instant::now();
+    worker.leave();
     worker.upstreams.drain();
+    // Another worker may still be about to place a connection here: without one of its own this worker
+    // would be gone before it comes, and the client would meet a reset.
+    receiver.close();
+    drop(timeout(LET_GO, receiver.wait()).await);
     worker.connections.close();
-    if tokio::time::timeout(timeout, worker.connections.wait()).await.is_ok() {
-        return 0;
+    for (class, after) in deadlines.in_order() {
+        tokio::select! {
+            () = worker.connections.wait() => return,
+            () = hurry.cancelled() => {}
+            () = sleep_until(began + after) => {}
+        }
+        tell_who_is_cut(index, &worker.edge, class);
+        worker.cut(class);
     }
-    let cut = worker.connections.len();
-    tell_who_is_cut(index, &worker.edge);
-    worker.enter(Phase::Stopping);
-    worker.abort_connections();
-    drop(tokio::time::timeout(LET_GO, worker.connections.wait()).await);
-    cut
+    if timeout(LET_GO, worker.connections.wait()).await.is_err() {
+        worker.cut_rest();
+        drop(timeout(LET_GO, worker.connections.wait()).await);
+    }
 }
 
-/// Names what the deadline ends: who waits for what, and for how long; the longest wait first.
-fn tell_who_is_cut(index: usize, edge: &Edge) {
+/// Names what the deadline of `class` ends: who waits for what, and for how long; the longest wait
+/// first.
+fn tell_who_is_cut(index: usize, edge: &Edge, class: Class) {
     let lines = edge.board.lines(usize::MAX);
-    let mut lines = lines.iter().filter(|line| line.worker == index);
+    let mut lines =
+        lines.iter().filter(|line| line.worker == index && class_of(line) == Some(class));
     for line in lines.by_ref().take(CUT_LINES_MAX) {
         let app = line.app.and_then(|id| edge.inventory.name_of(id));
         tracing::warn!(
@@ -336,12 +366,23 @@ fn tell_who_is_cut(index: usize, edge: &Edge) {
             waiting_seconds = line.waiting.as_secs_f64(),
             age_seconds = line.age.as_secs_f64(),
             trace = %format_args!("{:032x}", line.trace),
+            class = class.as_str(),
             "cut at the deadline"
         );
     }
     let more = lines.count();
     if more > 0 {
-        tracing::warn!(more, "cut at the deadline as well");
+        tracing::warn!(more, class = class.as_str(), "cut at the deadline as well");
+    }
+}
+
+/// Which deadline ends what is on this line; none, where its requests have lines of their own.
+fn class_of(line: &Line) -> Option<Class> {
+    match (line.kind, line.state) {
+        (Kind::Connection, State::Tunnel) => Some(Class::Tcp),
+        (Kind::Request, State::Tunnel) => Some(Class::WebSocket),
+        (Kind::Connection, State::Serving) => None,
+        (Kind::Connection | Kind::Request, _) => Some(Class::Request),
     }
 }
 

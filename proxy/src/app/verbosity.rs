@@ -1,19 +1,14 @@
-//! Verbosity as a running node has it: what control does for it, and what operators do with it.
+//! Verbosity as a running node has it: what control does for it.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use telemetry::bridge;
 use telemetry::metrics::Registry;
-use telemetry::record::{TraceId, json, timeline};
-use telemetry::verbosity::{
-    Issued, Listing, NewRule, NewToken, Now, RuleError, TokenError, Verbosity,
-};
-use tokio::time::{Instant, MissedTickBehavior};
+use telemetry::verbosity::{Now, Verbosity};
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use super::view::NodeView;
-use crate::admin::control::{Caller, Control, Form};
 use crate::edge::Edge;
 use crate::metrics::catalogue;
 
@@ -46,37 +41,5 @@ pub(super) async fn run(edge: Arc<Edge>, stop: CancellationToken) {
             _ => {}
         }
         libraries = edge.verbosity.wants_libraries();
-    }
-}
-
-impl Control for NodeView {
-    fn trace_on(&self, rule: NewRule, caller: &Caller) -> Result<u64, RuleError> {
-        self.edge.verbosity.add_rule(rule, &caller.to_string(), Now::read())
-    }
-
-    fn trace_off(&self, id: Option<u64>, caller: &Caller) -> usize {
-        let (verbosity, who, now) = (&self.edge.verbosity, caller.to_string(), Now::read());
-        match id {
-            Some(id) => usize::from(verbosity.remove_rule(id, &who, now)),
-            None => verbosity.remove_all_rules(&who, now),
-        }
-    }
-
-    fn trace_list(&self) -> Listing {
-        self.edge.verbosity.list(Instant::now())
-    }
-
-    fn trace_token(&self, token: &NewToken, caller: &Caller) -> Result<Issued, TokenError> {
-        self.edge.verbosity.sign(token, &caller.to_string(), Now::read())
-    }
-
-    fn trace_record(&self, trace: TraceId, form: Form) -> Option<String> {
-        self.observers.with_record(trace, |segments| {
-            let segments = segments.iter().copied();
-            match form {
-                Form::Text => timeline::render(segments),
-                Form::Json => json::render(segments).to_string() + "\n",
-            }
-        })
     }
 }

@@ -13,7 +13,9 @@ use telemetry::sampler::Readings;
 use tokio::time::Instant;
 
 use super::doors::Doors;
+use super::drain;
 use super::observe::Observers;
+use super::succession::Succession;
 use crate::admin::requests::Requests;
 use crate::admin::status::{Memory, Peer, Pressure, Quarantined};
 use crate::admin::{Status, View, inventory as pages};
@@ -31,13 +33,14 @@ pub(super) struct NodeView {
     source: Arc<control::inventory::Status>,
     certificates: Arc<Certificates>,
     filter: Arc<Filter>,
-    heapwatch: Heapwatch,
+    pub(super) heapwatch: Heapwatch,
     /// Known once the node is ready.
     listening: OnceLock<Listening>,
     last_exit: Option<Arc<Report>>,
     readings: Option<Arc<Readings>>,
     started: Instant,
     phase: AtomicU8,
+    pub(super) succession: Arc<Succession>,
 }
 
 /// How clients get in.
@@ -56,14 +59,12 @@ pub(super) struct Parts {
     pub(super) last_exit: Option<Arc<Report>>,
     pub(super) readings: Option<Arc<Readings>>,
     pub(super) started: Instant,
+    pub(super) succession: Arc<Succession>,
 }
 
 const STARTING: u8 = 0;
 const READY: u8 = 1;
 const DRAINING: u8 = 2;
-
-/// There is one process until processes hand over to each other.
-const FIRST_GENERATION: u64 = 1;
 
 // === impl NodeView ===
 
@@ -78,9 +79,13 @@ impl NodeView {
             last_exit,
             readings,
             started,
+            succession,
         } = parts;
         let registry = &edge.registry;
-        catalogue::GENERATION.gauge_read_in(registry, &[], || FIRST_GENERATION as f64);
+        succession.export(registry);
+        let drained = edge.clone();
+        catalogue::DRAINING
+            .gauge_read_in(registry, &[], move || if drained.drain.is_told() { 1.0 } else { 0.0 });
         let age = source.clone();
         catalogue::INVENTORY_AGE.gauge_read_in(registry, &[], move || {
             age.age().map_or(f64::NAN, |age| age.as_secs_f64())
@@ -102,6 +107,7 @@ impl NodeView {
             readings,
             started,
             phase: AtomicU8::new(STARTING),
+            succession,
         }
     }
 
@@ -125,6 +131,7 @@ impl NodeView {
 impl View for NodeView {
     fn ready(&self) -> Result<(), String> {
         match self.phase.load(Relaxed) {
+            READY if self.edge.drain.is_told() => Err("drained by an operator".to_owned()),
             READY if self.edge.pressure.is_at(Level::Refuse) => Err("short of memory".to_owned()),
             READY => Ok(()),
             DRAINING => Err("draining".to_owned()),
@@ -137,20 +144,24 @@ impl View for NodeView {
         let source = &self.source;
         let listening = self.listening.get();
         let entries = edge.inventory.entries();
+        let drain = drain::draining(edge);
         Status {
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            generation: FIRST_GENERATION,
+            generation: self.succession.generation(),
+            other: self.succession.other(),
             node: edge.config.node.id.to_string(),
             region: edge.config.node.region.to_string(),
             ready: self.ready().is_ok(),
             not_ready_reason: self.ready().err(),
-            draining: self.phase.load(Relaxed) == DRAINING,
+            draining: drain.is_some() || self.phase.load(Relaxed) == DRAINING,
+            drain,
             filter_mode: self.filter.mode().to_owned(),
             filter_reasons: self.filter.reasons().to_vec(),
             listen_mode: self.listen_mode().to_owned(),
             listen_reason: listening.and_then(|listening| listening.reason.clone()),
             inventory_age_seconds: source.age().map(|age| age.as_secs_f64()),
+            hangs_for_seconds: edge.hangs_ms.load(Relaxed) as f64 / 1000.0,
             uptime_seconds: self.started.elapsed().as_secs_f64(),
             apps: entries.len() as u64,
             instances: entries.iter().map(|entry| entry.candidates.len() as u64).sum(),
@@ -179,6 +190,7 @@ impl View for NodeView {
                     region: node.region.to_string(),
                     rtt_ms: node.measured_rtt().map(|rtt| rtt.as_secs_f64() * 1000.0),
                     reachable: node.is_reachable(),
+                    draining: node.is_draining(),
                 })
                 .collect(),
         }

@@ -10,6 +10,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use rustix::process::setpriority_process;
+use telemetry::metrics::Counter;
 use telemetry::pressure::{Ladder, Level, Step};
 use telemetry::sampler::Readings;
 use telemetry::service::{self, Heartbeat};
@@ -87,7 +88,9 @@ struct Eyes {
     last_reset: Instant,
     /// Since the last reset.
     purged: bool,
-    blocked: telemetry::metrics::Counter,
+    blocked: Counter,
+    /// Locks held for too long.
+    locks: Counter,
 }
 
 // === impl Eyes ===
@@ -100,6 +103,7 @@ impl Eyes {
         let ladder = Ladder::new(config.pressure.clone(), edge.pressure.clone(), &edge.registry);
         let threads = Threads::new(config.watchdog.clone(), threads, now);
         let blocked = catalogue::WORKERS_BLOCKED.counter_in(&edge.registry, &[]);
+        let locks = catalogue::LOCKS_HELD_TOO_LONG.counter_in(&edge.registry, &[]);
         Self {
             started: now,
             threads,
@@ -108,6 +112,7 @@ impl Eyes {
             last_reset: now,
             purged: false,
             blocked,
+            locks,
             subject,
         }
     }
@@ -122,7 +127,10 @@ impl Eyes {
             Finding::Drain { .. } => drain.cancel(),
             Finding::Abort { .. } => std::process::abort(),
         });
-        self.heartbeat.beat(self.threads.longest(now), now);
+        self.locks.add(self.threads.look_at_locks());
+        let longest = self.threads.longest(now);
+        self.subject.edge.hangs_ms.store(longest.as_millis() as u64, Relaxed);
+        self.heartbeat.beat(longest, now);
     }
 
     fn look_at_memory(&mut self, now: Instant) {

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed, Order
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use control::snapshot::Concurrency;
+use telemetry::shared_counts::Count;
 use tokio::time::Instant;
 
 use super::permit::Permit;
@@ -22,10 +22,11 @@ use latency::Latency;
 /// One cache line, as all of it is read or written by the same request.
 #[repr(align(64))]
 pub struct Load {
+    /// Of an instance of this node, where its limit is kept: shared with another generation of the
+    /// process. Boxed, because most instances are elsewhere.
+    local: Option<Box<Count>>,
+    /// Of an instance elsewhere: what this process has sent there.
     in_flight: AtomicU32,
-    /// Limits of the newest version, so that a request that holds an older one keeps to them too.
-    soft: AtomicU32,
-    hard: AtomicU32,
     flags: AtomicU8,
     /// Consecutive failures, saturating.
     failures: AtomicU8,
@@ -74,11 +75,11 @@ const ABSENT: Duration = Duration::from_secs(2);
 // === impl Load ===
 
 impl Load {
-    pub fn new(queue: Arc<Queue>, concurrency: &Concurrency, now: Instant) -> Self {
-        let load = Self {
+    /// `local` counts at an instance of this node; without it, it is elsewhere.
+    pub fn new(queue: Arc<Queue>, local: Option<Count>, now: Instant) -> Self {
+        Self {
+            local: local.map(Box::new),
             in_flight: AtomicU32::new(0),
-            soft: AtomicU32::new(0),
-            hard: AtomicU32::new(0),
             flags: AtomicU8::new(0),
             failures: AtomicU8::new(0),
             ejections: AtomicU8::new(0),
@@ -87,21 +88,23 @@ impl Load {
             full_until: AtomicU64::new(0),
             absent_until: AtomicU64::new(0),
             queue,
-        };
-        load.set_limits(concurrency);
-        load
+        }
     }
 
-    /// Requests or connections that hold a permit now.
+    /// Requests or connections of this process that hold a permit now.
     pub fn in_flight(&self) -> u32 {
-        self.in_flight.load(Relaxed)
+        match &self.local {
+            Some(count) => count.own(),
+            None => self.in_flight.load(Relaxed),
+        }
     }
 
     pub fn level(&self, now: Millis) -> Level {
-        let in_flight = self.in_flight.load(SeqCst); // see `Permit`: the waiter's half
-        if in_flight >= self.hard.load(Relaxed) || self.full_until.load(Relaxed) > now.0 {
+        let in_flight = self.total(); // see `Permit`: the waiter's half
+        let limits = self.queue.limits();
+        if in_flight >= limits.hard() || self.full_until.load(Relaxed) > now.0 {
             Level::AtHard
-        } else if in_flight >= self.soft.load(Relaxed) {
+        } else if in_flight >= limits.soft() {
             Level::UnderHard
         } else {
             Level::UnderSoft
@@ -126,16 +129,23 @@ impl Load {
 
     /// Lower is better: peak-EWMA latency × (pending + 1) × penalty for failures.
     pub fn cost(&self, now: Millis) -> f64 {
-        f64::from(self.latency.estimate(now)) * (f64::from(self.in_flight()) + 1.0)
+        f64::from(self.latency.estimate(now)) * (f64::from(self.total()) + 1.0)
     }
 
     /// A permit, if the hard limit allows one more.
     pub fn try_acquire(self: &Arc<Self>) -> Option<Permit> {
-        let hard = self.hard.load(Relaxed);
-        let one_more = |in_flight| (in_flight < hard).then(|| in_flight + 1);
-        self.in_flight.fetch_update(SeqCst, SeqCst, one_more).ok()?;
-        self.queue.permits().add(1);
-        Some(Permit::new(self.clone()))
+        let hard = self.queue.limits().hard();
+        let taken = match &self.local {
+            Some(count) => count.try_add_exactly(hard),
+            None => {
+                let one_more = |in_flight| (in_flight < hard).then(|| in_flight + 1);
+                self.in_flight.fetch_update(SeqCst, SeqCst, one_more).is_ok()
+            }
+        };
+        taken.then(|| {
+            self.queue.permits().add(1);
+            Permit::new(self.clone())
+        })
     }
 
     /// The head of an answer came after `took`.
@@ -211,9 +221,9 @@ impl Load {
         self.set(GONE, true);
     }
 
-    pub(crate) fn set_limits(&self, concurrency: &Concurrency) {
-        self.soft.store(concurrency.soft_limit, Relaxed);
-        self.hard.store(concurrency.hard_limit.unwrap_or(u32::MAX), Relaxed);
+    /// Whether the instance is one of this node.
+    pub(crate) fn is_local(&self) -> bool {
+        self.local.is_some()
     }
 
     pub(super) fn queue(&self) -> &Arc<Queue> {
@@ -225,13 +235,27 @@ impl Load {
         self.is_routable(now)
             && !self.is_ejected(now)
             && self.full_until.load(Relaxed) <= now.0
-            && self.in_flight() <= self.hard.load(Relaxed)
+            && self.total() <= self.queue.limits().hard()
     }
 
     pub(super) fn give_back(&self) {
-        let before = self.in_flight.fetch_sub(1, SeqCst);
-        debug_assert!(before > 0, "a permit was given back twice");
+        match &self.local {
+            Some(count) => count.sub(),
+            None => {
+                let before = self.in_flight.fetch_sub(1, SeqCst);
+                debug_assert!(before > 0, "a permit was given back twice");
+            }
+        }
         self.queue.permits().add(-1);
+    }
+
+    /// In flight of this process and of another generation while there is one: what limits are
+    /// held against.
+    fn total(&self) -> u32 {
+        match &self.local {
+            Some(count) => count.total(),
+            None => self.in_flight.load(SeqCst),
+        }
     }
 
     fn set(&self, flag: u8, on: bool) -> bool {

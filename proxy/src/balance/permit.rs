@@ -12,6 +12,10 @@ use super::load::{Load, Millis};
 /// who comes later is faster. The other case is Dekker's: whoever drops subtracts and then looks
 /// for waiters, whoever waits enters the queue and then looks for a place. All four are `SeqCst`,
 /// so at least one of them sees the other.
+///
+/// Handing on takes nothing: the count stays what it was, so also two generations of the process
+/// together stay within the limit. What the other one gives back is offered to nobody here, so while
+/// there is one, who waits looks by themselves (`Place::look_in`).
 pub struct Permit {
     /// `None` once it was given back or passed on.
     load: Option<Arc<Load>>,

@@ -3,7 +3,8 @@
 //! In this order: an instance of this node under its soft limit; else one of this region, nearest
 //! first; else one of this node or region under its hard limit; only when all of those are at hard
 //! or out, one of another region under soft, then under hard. Among those equally near the cheaper
-//! of two random ones is taken (power of two choices), see [`Load::cost`].
+//! of two random ones is taken (power of two choices), see [`Load::cost`]. What is on a node that
+//! drains comes after all of these.
 
 use std::sync::Arc;
 
@@ -48,6 +49,8 @@ struct Survey {
     nearest: [Option<u64>; 2],
     at_hard: bool,
     ejected: bool,
+    /// On a node that drains.
+    draining: bool,
 }
 
 /// What to do with those that failed too often.
@@ -57,17 +60,29 @@ enum Ejection {
     Ignore,
 }
 
+/// What to do with those on nodes that drain.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Drains {
+    Avoid,
+    Include,
+}
+
 /// Round trips that differ by less are equal: what a switch more or a busy millisecond makes.
 const BAND_MICROSECONDS: u64 = 2_000;
 
 /// The choice under `circumstances`. It takes no permit: the caller does, and asks again if
 /// another was faster.
 pub fn pick<'a>(field: Field<'a>, circumstances: &Circumstances<'_>) -> Choice<'a> {
-    match choose(field, circumstances, Ejection::Honour) {
+    let mut chosen = choose(field, circumstances, Ejection::Honour, Drains::Avoid);
+    if let (Choice::AtHard | Choice::None, Survey { draining: true, .. }) = chosen {
+        // Nobody else can take it.
+        chosen = choose(field, circumstances, Ejection::Honour, Drains::Include);
+    }
+    match chosen {
         (Choice::None, Survey { ejected: true, .. }) => {
             // All that are left have failed. More likely it is not them: an instance that may be
             // broken is better than certainly no answer.
-            choose(field, circumstances, Ejection::Ignore).0
+            choose(field, circumstances, Ejection::Ignore, Drains::Include).0
         }
         (choice, _) => choice,
     }
@@ -77,23 +92,24 @@ fn choose<'a>(
     field: Field<'a>,
     circumstances: &Circumstances<'_>,
     ejection: Ejection,
+    drains: Drains,
 ) -> (Choice<'a>, Survey) {
     use Level::{UnderHard, UnderSoft};
 
     let sample = |lists: [&'a [Arc<Candidate>]; 2], level, nearest| {
-        circumstances.sample(lists, level, nearest, ejection).map(Choice::Chosen)
+        circumstances.sample(lists, level, nearest, ejection, drains).map(Choice::Chosen)
     };
     let mut seen = Survey::NOTHING;
     let choice = 'choice: {
         if let Some(chosen) = circumstances.two_of(field.local, ejection) {
             break 'choice Some(Choice::Chosen(chosen));
         }
-        let local = circumstances.survey(field.local, ejection);
+        let local = circumstances.survey(field.local, ejection, drains);
         seen = local;
         if let Some(nearest) = local.nearest[0] {
             break 'choice sample([field.local, &[]], UnderSoft, nearest);
         }
-        let region = circumstances.survey(field.region, ejection);
+        let region = circumstances.survey(field.region, ejection, drains);
         seen = seen.and(region);
         if let Some(nearest) = region.nearest[0] {
             break 'choice sample([field.region, &[]], UnderSoft, nearest);
@@ -101,7 +117,7 @@ fn choose<'a>(
         if let Some(nearest) = seen.nearest[1] {
             break 'choice sample([field.local, field.region], UnderHard, nearest);
         }
-        let elsewhere = circumstances.survey(field.elsewhere, ejection);
+        let elsewhere = circumstances.survey(field.elsewhere, ejection, drains);
         seen = seen.and(elsewhere);
         match elsewhere.nearest {
             [Some(nearest), _] => sample([field.elsewhere, &[]], UnderSoft, nearest),
@@ -117,10 +133,14 @@ fn choose<'a>(
 // === impl Circumstances ===
 
 impl Circumstances<'_> {
-    fn survey(&self, candidates: &[Arc<Candidate>], ejection: Ejection) -> Survey {
+    fn survey(&self, candidates: &[Arc<Candidate>], ejection: Ejection, drains: Drains) -> Survey {
         let mut survey = Survey::NOTHING;
         for candidate in candidates {
             let Some(load) = self.eligible(candidate) else { continue };
+            if drains == Drains::Avoid && is_draining(candidate) {
+                survey.draining = true;
+                continue;
+            }
             if ejection == Ejection::Honour && load.is_ejected(self.now) {
                 survey.ejected = true;
                 continue;
@@ -145,6 +165,7 @@ impl Circumstances<'_> {
         level: Level,
         nearest: u64,
         ejection: Ejection,
+        drains: Drains,
     ) -> Option<&'a Arc<Candidate>> {
         let farthest = nearest + (nearest / 10).max(BAND_MICROSECONDS);
         // Reservoir sampling of two: one pass, nothing allocated.
@@ -152,6 +173,7 @@ impl Circumstances<'_> {
         let mut seen = 0;
         for candidate in lists.into_iter().flatten() {
             let fits = rtt(candidate) <= farthest
+                && (drains == Drains::Include || !is_draining(candidate))
                 && self.eligible(candidate).is_some_and(|load| {
                     load.level(self.now) == level
                         && (ejection == Ejection::Ignore || !load.is_ejected(self.now))
@@ -220,7 +242,8 @@ impl Circumstances<'_> {
 // === impl Survey ===
 
 impl Survey {
-    const NOTHING: Self = Self { nearest: [None; 2], at_hard: false, ejected: false };
+    const NOTHING: Self =
+        Self { nearest: [None; 2], at_hard: false, ejected: false, draining: false };
 
     fn and(self, other: Self) -> Self {
         Self {
@@ -230,7 +253,15 @@ impl Survey {
             ],
             at_hard: self.at_hard || other.at_hard,
             ejected: self.ejected || other.ejected,
+            draining: self.draining || other.draining,
         }
+    }
+}
+
+fn is_draining(candidate: &Candidate) -> bool {
+    match &candidate.place {
+        Place::Remote(node) => node.is_draining(),
+        Place::Local | Place::Unknown => false,
     }
 }
 

@@ -6,8 +6,10 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed, Ordering::SeqCst};
+use std::time::Duration;
 
-use parking_lot::Mutex;
+use control::snapshot::Concurrency;
+use telemetry::lock::Mutex;
 use telemetry::metrics::{Gauge, Registry};
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
@@ -23,11 +25,19 @@ use crate::metrics::catalogue;
 pub struct Queue {
     live: Arc<AppLive>,
     metrics: Metrics,
+    limits: Limits,
     /// Length of `waiters`, to be read without the lock.
     waiting: AtomicU32,
     waiters: Mutex<Waiters>,
     /// Something changed that no permit tells: instances came, or one is healthy again.
     changed: Notify,
+}
+
+/// What each instance may have of the service, as the newest version of the app says: a request
+/// that holds an older one keeps to them too.
+pub(super) struct Limits {
+    soft: AtomicU32,
+    hard: AtomicU32,
 }
 
 #[derive(Default)]
@@ -59,6 +69,14 @@ pub struct Metrics {
     waiting: Gauge,
 }
 
+/// How often whoever waits looks by itself. It is what ends a wait when a peer's "full", an ejection
+/// or an unreachable node end, which nobody announces.
+pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(200);
+
+/// The same for the first in line while another generation of the process gives permits back
+/// without a word; the second looks half as often, and so on.
+const LOOK_WHILE_JOINED: Duration = Duration::from_millis(5);
+
 // === impl Queue ===
 
 impl Queue {
@@ -66,8 +84,9 @@ impl Queue {
         Self {
             live,
             metrics,
+            limits: Limits { soft: AtomicU32::new(0), hard: AtomicU32::new(u32::MAX) },
             waiting: AtomicU32::new(0),
-            waiters: Mutex::default(),
+            waiters: Mutex::new("queue", Waiters::default()),
             changed: Notify::new(),
         }
     }
@@ -80,6 +99,15 @@ impl Queue {
     /// The app it belongs to.
     pub(super) fn live(&self) -> &AppLive {
         &self.live
+    }
+
+    pub(crate) fn set_limits(&self, concurrency: &Concurrency) {
+        self.limits.soft.store(concurrency.soft_limit, Relaxed);
+        self.limits.hard.store(concurrency.hard_limit.unwrap_or(u32::MAX), Relaxed);
+    }
+
+    pub(super) fn limits(&self) -> &Limits {
+        &self.limits
     }
 
     pub(super) fn permits(&self) -> &Gauge {
@@ -153,6 +181,19 @@ impl Place {
     pub(super) fn is_first(&self) -> bool {
         self.queue.waiters.lock().queue.front().is_some_and(|first| first.ticket == self.ticket)
     }
+
+    /// How long to wait for a word before looking. While another generation is joined it depends on
+    /// the place, so that a long line costs little more than its first few.
+    pub(super) fn look_in(&self) -> Duration {
+        if !self.queue.live.is_joined() {
+            return LOOK_AGAIN;
+        }
+        let waiters = self.queue.waiters.lock();
+        let before = waiters.queue.partition_point(|waiter| waiter.ticket < self.ticket);
+        drop(waiters);
+        let before = u32::try_from(before).unwrap_or(u32::MAX);
+        LOOK_WHILE_JOINED.saturating_mul(before.saturating_add(1)).min(LOOK_AGAIN)
+    }
 }
 
 impl Drop for Place {
@@ -171,6 +212,18 @@ impl Drop for Place {
     }
 }
 
+// === impl Limits ===
+
+impl Limits {
+    pub(super) fn soft(&self) -> u32 {
+        self.soft.load(Relaxed)
+    }
+
+    pub(super) fn hard(&self) -> u32 {
+        self.hard.load(Relaxed)
+    }
+}
+
 // === impl Metrics ===
 
 impl Metrics {
@@ -178,6 +231,11 @@ impl Metrics {
         let permits = catalogue::PERMITS.gauge_in(registry, &[]);
         let waiting = catalogue::QUEUE.gauge_in(registry, &[]);
         Self { permits, waiting }
+    }
+
+    /// How many wait, in all queues.
+    pub(crate) fn waiting(&self) -> i64 {
+        self.waiting.value()
     }
 }
 

@@ -4,6 +4,7 @@ use std::task::{Context, Poll, Waker};
 use control::snapshot::{AppName, Change, ConcurrencyKind, InstanceId};
 use telemetry::metrics::Registry;
 
+use super::queue::LOOK_AGAIN;
 use super::*;
 use crate::config;
 use crate::inventory::tests::{app, instances, inventory, inventory_with, limited, upsert};

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Method, Request, StatusCode, header};
+use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
@@ -45,6 +46,12 @@ pub(super) enum ClientError {
     #[error("the node's answer is not what this command expects; is it another version?")]
     Shape(#[source] serde_json::Error),
 }
+
+/// Longest wait for the next line of an answer that grows; the node's own bounds are shorter.
+const LINE_TIMEOUT: Duration = Duration::from_secs(15 * 60);
+
+/// Bytes of a line.
+const LINE_BYTES_MAX: usize = 64 * 1024;
 
 /// One question to a node.
 struct Question<'a> {
@@ -87,6 +94,40 @@ pub(super) fn command<T: DeserializeOwned>(
     asked.map_err(failure)
 }
 
+/// Gives a command whose answer grows; each line as it came and as what it means.
+pub(super) fn follow<T: DeserializeOwned>(
+    socket: &Path,
+    path: &str,
+    body: &impl Serialize,
+    mut line: impl FnMut(&str, T),
+) -> Result<(), Failure> {
+    let followed = block_on(async {
+        let body = serde_json::to_vec(body).map_err(ClientError::Shape)?.into();
+        let question = Question { method: Method::POST, path, json: true, body, is_command: true };
+        let mut buffer = Vec::new();
+        put(socket, question, async |response| {
+            let mut body = response.into_body();
+            loop {
+                let frame = timeout(LINE_TIMEOUT, body.frame()).await;
+                let frame = frame.map_err(|_| ClientError::Silent(socket.to_owned()))?;
+                let Some(frame) = frame else { return Ok(()) };
+                let Ok(data) = frame.map_err(ClientError::Broken)?.into_data() else { continue };
+                buffer.extend_from_slice(&data);
+                while let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
+                    let text: Vec<u8> = buffer.drain(..=end).collect();
+                    let value = serde_json::from_slice(&text).map_err(ClientError::Shape)?;
+                    line(&String::from_utf8_lossy(&text), value);
+                }
+                if buffer.len() > LINE_BYTES_MAX {
+                    return Err(ClientError::Body("a line is too long".into()));
+                }
+            }
+        })
+        .await
+    });
+    followed.map_err(failure)
+}
+
 /// An answer for people, or as JSON, which is printed as it comes.
 pub(super) fn text(socket: &Path, path: &str, json: bool) -> Result<String, Failure> {
     let asked = block_on(async {
@@ -127,10 +168,19 @@ fn understood<T: DeserializeOwned>(bytes: &[u8]) -> Result<(String, T), ClientEr
 
 async fn exchange(socket: &Path, question: Question<'_>) -> Result<Bytes, ClientError> {
     let silent = |_| ClientError::Silent(socket.to_owned());
-    timeout(TIMEOUT, put(socket, question)).await.map_err(silent)?
+    let whole = async |response: Response<Incoming>| {
+        let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
+        Ok(body.map_err(ClientError::Body)?.to_bytes())
+    };
+    timeout(TIMEOUT, put(socket, question, whole)).await.map_err(silent)?
 }
 
-async fn put(socket: &Path, question: Question<'_>) -> Result<Bytes, ClientError> {
+/// Asks, and has `read` take the answer unless it is a refusal.
+async fn put<T>(
+    socket: &Path,
+    question: Question<'_>,
+    read: impl AsyncFnOnce(Response<Incoming>) -> Result<T, ClientError>,
+) -> Result<T, ClientError> {
     let Question { method, path, json, body, is_command } = question;
     let stream = UnixStream::connect(socket).await.map_err(|error| connect(socket, error))?;
     let handshake = http1::handshake(TokioIo::new(stream)).await;
@@ -148,9 +198,11 @@ async fn put(socket: &Path, question: Question<'_>) -> Result<Bytes, ClientError
         if status != StatusCode::OK && !is_command {
             return Err(ClientError::Refused(status));
         }
-        let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
-        let body = body.map_err(ClientError::Body)?.to_bytes();
-        if status == StatusCode::OK { Ok(body) } else { Err(declined(status, &body)) }
+        if status == StatusCode::OK {
+            return read(response).await;
+        }
+        let body = Limited::new(response.into_body(), LINE_BYTES_MAX).collect().await;
+        Err(declined(status, &body.map_err(ClientError::Body)?.to_bytes()))
     };
     // The answer tells how the connection ended, too.
     let (answer, _) = tokio::join!(answer, connection);

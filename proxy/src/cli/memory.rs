@@ -8,12 +8,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
-use rustix::process::{Pid, Signal, kill_process};
+use http::Method;
+use serde_json::json;
 use telemetry::heapwatch::{diff, flamegraph, pprof, snapshot};
 
 use super::{Exit, Failure, Node, answer, chain, client};
-use crate::admin::Status;
-use crate::admin::memory::Page;
+use crate::admin::memory::{Page, Written};
 
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true)]
@@ -57,9 +57,6 @@ const ALL: &str = "/memory.json?all";
 /// Longest wait until a node has looked up names; then addresses have to do.
 const NAMES_PATIENCE: Duration = Duration::from_secs(25);
 
-/// Longest wait for a snapshot.
-const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(10);
-
 const POLL: Duration = Duration::from_millis(200);
 
 // === impl Memory ===
@@ -84,7 +81,7 @@ impl Memory {
                 let (before, after) = (read(&before)?, read(&after)?);
                 answer(show::changes(&diff::changes(&before, &after)))
             }
-            Some(Command::Snapshot { node }) => take_snapshot(&node.socket()?),
+            Some(Command::Snapshot { node }) => take_snapshot(&node),
         }
     }
 }
@@ -116,25 +113,9 @@ fn named(socket: &Path, page: &'static str) -> Result<(String, Page), Failure> {
     }
 }
 
-/// Tells the node by signal, and waits until it names a new file.
-fn take_snapshot(socket: &Path) -> Result<Exit, Failure> {
-    let unavailable = |message: String| Failure { exit: Exit::Unavailable, message };
-    let last = || -> Result<Option<String>, Failure> {
-        let (_, page): (_, Page) = client::page(socket, "/memory.json?stacks=1")?;
-        Ok(page.heap.last_snapshot)
-    };
-    let before = last()?;
-    let (_, status): (_, Status) = client::page(socket, "/status")?;
-    let pid = i32::try_from(status.pid).ok().and_then(Pid::from_raw);
-    let pid = pid.ok_or_else(|| unavailable("the node does not say who it is".to_owned()))?;
-    kill_process(pid, Signal::USR1)
-        .map_err(|error| unavailable(format!("the node cannot be signalled: {error}")))?;
-    let deadline = Instant::now() + SNAPSHOT_PATIENCE;
-    while Instant::now() < deadline {
-        match last()? {
-            Some(path) if Some(&path) != before.as_ref() => return answer(path + "\n"),
-            _ => thread::sleep(POLL),
-        }
-    }
-    Err(unavailable("the node wrote no snapshot; its log says why".to_owned()))
+/// Has the node write one; says where.
+fn take_snapshot(node: &Node) -> Result<Exit, Failure> {
+    let (json, written): (_, Written) =
+        client::command(&node.socket()?, Method::POST, "/memory/snapshot", &json!({}))?;
+    answer(if node.json { json } else { written.path + "\n" })
 }

@@ -1,19 +1,23 @@
 //! `ferrule run`: a node until it is told to stop.
 
 use std::error::Error;
-use std::io;
-use std::path::PathBuf;
-use std::thread;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::{env, io};
 
 use clap::{Args, ValueEnum};
 use ebpf_filter::FilterError;
-use rustix::process::{Signal, getpid, kill_process};
 use telemetry::verbosity::KeyError;
 use telemetry::{log, panic};
 
 use super::{Exit, Failure, chain};
 use crate::admin::BindError;
-use crate::app;
+use crate::app::{self, Process};
+use crate::config;
+use crate::handoff::predecessor::Start;
+use crate::handoff::successor::Claim;
+use crate::init;
 use crate::tls::TlsError;
 
 #[derive(Debug, Args)]
@@ -30,10 +34,17 @@ pub(super) struct Run {
     /// Take the end of stdin for SIGTERM: ends the node with whoever started it.
     #[arg(long, hide = true)]
     until_stdin_closes: bool,
+    /// Take over from the process at the other end of stdin.
+    #[arg(long, hide = true, conflicts_with = "until_stdin_closes")]
+    take_over: bool,
+    /// Run the node as a child, and stay when it hands over to a successor; so it is by itself where
+    /// this is process 1.
+    #[arg(long)]
+    init: bool,
 }
 
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
-enum LogFormat {
+pub(super) enum LogFormat {
     #[default]
     Text,
     Json,
@@ -43,36 +54,71 @@ enum LogFormat {
 
 impl Run {
     pub(super) fn run(self) -> Result<Exit, Failure> {
-        let Self { config, log, log_format, until_stdin_closes } = self;
-        log::open(&log, log_format.into())
-            .map_err(|error| Failure { exit: Exit::Usage, message: chain(&error) })?;
+        self.open_log()?;
+        let Self { config, until_stdin_closes, take_over, log: _, log_format: _, init: _ } = self;
         panic::install();
-        let (config, warnings) = super::read(&config)?;
-        for warning in warnings {
-            tracing::warn!("{warning}");
+        let claim = if take_over {
+            Some(Arc::new(Claim::of_stdin().map_err(|error| failure(&error))?))
+        } else {
+            None
+        };
+        let ran = node(&config, until_stdin_closes, claim.clone());
+        if let (Err(failure), Some(claim)) = (&ran, &claim) {
+            claim.refuse(failure.message.clone(), failure.exit == Exit::Usage);
         }
-        if until_stdin_closes {
-            follow_stdin().map_err(|error| {
-                let message = format!("stdin cannot be followed: {error}");
-                Failure { exit: Exit::Internal, message }
-            })?;
-        }
-        app::run(config).map_err(|error| failure(&error))?;
-        Ok(Exit::Success)
+        ran
+    }
+
+    /// Whether the node is to be run by a supervisor.
+    pub(super) fn wants_init(&self) -> bool {
+        self.init || init::is_process_1()
+    }
+
+    /// Runs the node as a child of this process; the exit code of its last successor.
+    pub(super) fn supervise(&self) -> Result<u8, Failure> {
+        self.open_log()?;
+        let internal =
+            |error: &(dyn Error + 'static)| Failure { exit: Exit::Internal, message: chain(error) };
+        let mut node = Command::new(env::current_exe().map_err(|error| internal(&error))?);
+        node.args(env::args_os().skip(1).filter(|argument| argument != "--init"));
+        init::supervise(node).map_err(|error| internal(&error))
+    }
+
+    fn open_log(&self) -> Result<(), Failure> {
+        log::open(&self.log, self.log_format.into())
+            .map_err(|error| Failure { exit: Exit::Usage, message: chain(&error) })
     }
 }
 
-/// Drains this process when its stdin ends.
-///
-/// A pipe ends with the last process that could write to it, even if that was killed; and unlike a
-/// signal at the death of a parent it needs no unsafe code. The thread ends with the process.
-fn follow_stdin() -> io::Result<()> {
-    let follow = || {
-        // What comes is not for us, and a stdin that cannot be read has ended.
-        drop(io::copy(&mut io::stdin(), &mut io::sink()));
-        let _sent = kill_process(getpid(), Signal::TERM); // a process may always signal itself
+fn node(
+    config: &Path,
+    until_stdin_closes: bool,
+    claim: Option<Arc<Claim>>,
+) -> Result<Exit, Failure> {
+    let (config, warnings) = match config::read::read(config) {
+        // Whoever asked for the upgrade sees no other process's stderr.
+        Err(problems) if claim.is_some() => {
+            let problems: Vec<_> = problems.iter().map(ToString::to_string).collect();
+            let message = format!("{} cannot be used: {}", config.display(), problems.join("; "));
+            return Err(Failure { exit: Exit::Usage, message });
+        }
+        Err(_) => super::read(config)?,
+        Ok(read) => read,
     };
-    thread::Builder::new().name("stdin".to_owned()).spawn(follow).map(drop)
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    let leash = until_stdin_closes.then(|| rustix::io::fcntl_dupfd_cloexec(io::stdin(), 3));
+    let leash = leash.transpose().map_err(|error| {
+        let message = format!("stdin cannot be followed: {error}");
+        Failure { exit: Exit::Internal, message }
+    })?;
+    let start = Start::of_this_process().inspect_err(|error| {
+        tracing::warn!(%error, "this process does not know what it was started from: no upgrades");
+    });
+    let process = Process { start: start.ok(), claim, leash };
+    app::run(config, process).map_err(|error| failure(&error))?;
+    Ok(Exit::Success)
 }
 
 /// What stood in the way, with its causes.

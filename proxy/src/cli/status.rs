@@ -5,28 +5,56 @@ use clap::Args;
 use super::table::{columns, counted, span};
 use super::{Exit, Failure, Node, answer, client};
 use crate::admin;
-use crate::admin::status::{Peer, Pressure, Quarantined};
+use crate::admin::drain::Draining;
+use crate::admin::status::{Generation, Peer, Pressure, Quarantined};
 
 #[derive(Debug, Args)]
 pub(super) struct Status {
     #[command(flatten)]
     node: Node,
+    /// Only say whether it is ready for traffic: exit code 0, else 69.
+    #[arg(long)]
+    ready: bool,
 }
 
 // === impl Status ===
 
 impl Status {
     pub(super) fn run(self) -> Result<Exit, Failure> {
-        let Self { node } = self;
+        let Self { node, ready } = self;
         let (json, status) = client::page(&node.socket()?, "/status")?;
+        if ready {
+            return readiness(&status);
+        }
         if node.json { answer(&json) } else { answer(text(&status)) }
     }
+}
+
+fn readiness(status: &admin::Status) -> Result<Exit, Failure> {
+    if status.ready && !status.draining {
+        return answer("ready\n");
+    }
+    let message = format!("the node is {}", status.state());
+    Err(Failure { exit: Exit::Unavailable, message })
 }
 
 fn text(status: &admin::Status) -> String {
     let mut text = String::new();
     for (name, value) in lines(status) {
         text.push_str(&format!("{name:<10} {value}\n"));
+        if name == "process"
+            && let Some(other) = &status.other
+        {
+            text.push_str(&format!("{:<10} {}\n", "beside it", generation(other)));
+        }
+        if name == "state"
+            && let Some(Draining { seconds, connections, requests, .. }) = &status.drain
+        {
+            let since = span(*seconds);
+            let connections = counted(*connections, "connection");
+            let requests = counted(*requests, "request");
+            text.push_str(&format!("{:<10} for {since}: {connections}, {requests} left\n", ""));
+        }
         if name == "modes" {
             for reason in status.listen_reason.iter().chain(&status.filter_reasons) {
                 text.push_str(&format!("{:<10} {reason}\n", ""));
@@ -72,6 +100,17 @@ fn lines(status: &admin::Status) -> [(&'static str, String); 8] {
     ]
 }
 
+fn generation(other: &Generation) -> String {
+    let Generation { pid, generation, state, connections, requests_in_flight, seconds_left } =
+        other;
+    let connections = counted(*connections, "connection");
+    let requests = counted(*requests_in_flight, "request");
+    format!(
+        "pid {pid}, generation {generation}, {state}: {connections}, {requests} in flight, \
+         for at most {seconds_left} s"
+    )
+}
+
 fn pressure(pressure: &Pressure) -> String {
     let Pressure { level, used, limit } = pressure;
     let used = mebibytes(*used);
@@ -87,6 +126,7 @@ fn peer(peer: &Peer) -> [String; 3] {
         (true, Some(milliseconds)) => format!("{milliseconds:.1} ms"),
         (true, None) => "not measured yet".to_owned(),
     };
+    let rtt = if peer.draining { format!("{rtt}, draining") } else { rtt };
     [peer.id.clone(), peer.region.clone(), rtt]
 }
 
@@ -123,6 +163,18 @@ sin-1  sin     does not answer
     }
 
     #[test]
+    fn a_node_that_is_not_ready_or_drains_is_no_place_for_traffic() {
+        assert_eq!(readiness(&example()).expect("it is ready"), Exit::Success);
+        let not_ready_reason = Some("no certificates".to_owned());
+        let starting = admin::Status { ready: false, not_ready_reason, ..example() };
+        let failure = readiness(&starting).expect_err("it is not");
+        assert_eq!(failure.exit, Exit::Unavailable);
+        assert_eq!(failure.message, "the node is not ready: no certificates");
+        let draining = admin::Status { draining: true, ..example() };
+        assert_eq!(readiness(&draining).expect_err("it drains").message, "the node is draining");
+    }
+
+    #[test]
     fn what_is_wrong_is_shown() {
         let refused = Quarantined { name: "shop".to_owned(), reason: "no such region".to_owned() };
         let status = admin::Status {
@@ -143,6 +195,47 @@ sin-1  sin     does not answer
         assert!(text.contains("12 instances, not complete yet\n"), "{text}");
         assert!(text.ends_with("\nQUARANTINED  REASON\nshop         no such region\n"), "{text}");
         let status = admin::Status { draining: true, ..status };
+        assert_eq!(status.state(), "no certificates");
+        let status = admin::Status { not_ready_reason: None, ..status };
         assert_eq!(status.state(), "draining");
+    }
+
+    #[test]
+    fn a_predecessor_that_drains_is_shown() {
+        let other = Generation {
+            pid: 4710,
+            generation: 1,
+            state: "draining".to_owned(),
+            connections: 12,
+            requests_in_flight: 1,
+            seconds_left: 25,
+        };
+        let text = text(&admin::Status { generation: 2, other: Some(other), ..example() });
+        let expected = "beside it  pid 4710, generation 1, draining: \
+                        12 connections, 1 request in flight, for at most 25 s\n";
+        assert!(text.contains(expected), "{text}");
+    }
+
+    #[test]
+    fn a_drain_is_shown_with_what_is_left() {
+        let mut status = example();
+        status.peers[0].draining = true;
+        let status = admin::Status {
+            draining: true,
+            not_ready_reason: Some("drained by an operator".to_owned()),
+            drain: Some(Draining {
+                by: "operator".to_owned(),
+                since: 0.0,
+                seconds: 4.0,
+                connections: 2,
+                requests: 1,
+            }),
+            ..status
+        };
+        let text = text(&status);
+        let expected = "state      drained by an operator\n           \
+            for 4.0 s: 2 connections, 1 request left\n";
+        assert!(text.contains(expected), "{text}");
+        assert!(text.contains("fra-1  fra     6.2 ms, draining\n"), "{text}");
     }
 }

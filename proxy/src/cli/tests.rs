@@ -16,6 +16,7 @@ fn commands_are_understood() {
     check("ferrule run --config edge.toml", true);
     check("ferrule run --config edge.toml --log debug,h2=warn --log-format json", true);
     check("ferrule run --config edge.toml --until-stdin-closes", true);
+    check("ferrule run --config edge.toml --init", true);
     check("ferrule run", false);
     check("ferrule run --config edge.toml --log-format xml", false);
     check("ferrule check --config edge.toml", true);
@@ -26,6 +27,9 @@ fn commands_are_understood() {
     check("ferrule status --socket /run/x --json", true);
     check("ferrule status --config edge.toml", true);
     check("ferrule status --config edge.toml --socket /run/x", false);
+    check("ferrule status --ready --socket /run/x", true);
+    check("ferrule completions fish", true);
+    check("ferrule completions tcsh", false);
     check("ferrule app list --json", true);
     check("ferrule instance list", true);
     check("ferrule cert list", true);
@@ -35,6 +39,12 @@ fn commands_are_understood() {
     check("ferrule filter show --pins /sys/fs/bpf/x --config edge.toml", false);
     check("ferrule filter detach --force", true);
     check("ferrule filter", false);
+    check("ferrule announce --config edge.toml", true);
+    check("ferrule announce", false);
+    check("ferrule announce status", true);
+    check("ferrule announce status --json --socket /run/x", true);
+    check("ferrule announce status --socket /run/x --config edge.toml", false);
+    check("ferrule announce --config edge.toml status", false);
     check("ferrule app", false);
     check("ferrule trace on --app hello --why test", true);
     check("ferrule trace on --client 198.51.100.0/24 --percent 0.5 --ttl 1h --why test", true);
@@ -56,7 +66,10 @@ fn commands_are_understood() {
     check("ferrule trace show 0123456789abcdef0123456789abcdef --json", true);
     check("ferrule trace show 0123456789abcdef", false);
     check("ferrule trace show 00000000000000000000000000000000", false);
-    check("ferrule upgrade", false);
+    check("ferrule run --config edge.toml --take-over", true);
+    check("ferrule upgrade", true);
+    check("ferrule upgrade --binary ./ferrule --json --config edge.toml", true);
+    check("ferrule downgrade", false);
 }
 
 #[test]

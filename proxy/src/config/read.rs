@@ -3,6 +3,7 @@
 //! Nothing is bound or opened here besides the file itself. A section per function; what is
 //! understood but does nothing yet is in `inert.rs`.
 
+mod announce;
 mod bounds;
 mod filter;
 mod inert;
@@ -89,8 +90,13 @@ fn config(mut root: Table<'_>, folder: &Path) -> Option<Config> {
     let memory = memory(root.table("memory"));
     let telemetry = telemetry::read(root.table("telemetry"), &storage);
     let admin = admin(root.table("admin"));
+    let announce = root.optional_table("announce").map(announce::read);
     listen::keep_apart(&prefixes, &admin, mesh.as_ref());
     root.finish();
+    let announce = match announce {
+        Some(announce) => Some(announce?),
+        None => None,
+    };
     Some(Config {
         node: node?,
         storage,
@@ -104,6 +110,7 @@ fn config(mut root: Table<'_>, folder: &Path) -> Option<Config> {
         memory,
         telemetry,
         admin,
+        announce,
     })
 }
 
@@ -186,15 +193,19 @@ fn admin(mut section: Table<'_>) -> Admin {
         section.warning("address", open);
     }
     let socket = section.path("socket").unwrap_or(socket);
-    let length = socket.as_os_str().len();
+    fits_a_socket(&section, "socket", &socket);
+    section.finish();
+    Admin { address, socket }
+}
+
+fn fits_a_socket(section: &Table<'_>, key: &str, path: &Path) {
+    let length = path.as_os_str().len();
     if length > SOCKET_PATH_BYTES_MAX {
         let message = format!(
             "is {length} bytes long with its folder; a socket's path may have {SOCKET_PATH_BYTES_MAX}"
         );
-        section.error("socket", message);
+        section.error(key, message);
     }
-    section.finish();
-    Admin { address, socket }
 }
 
 /// What is written is resolved already; a default starts at the file's folder too.

@@ -5,11 +5,10 @@ use std::net::SocketAddr;
 use control::snapshot::ConcurrencyKind;
 use http::header::{HOST, HeaderValue};
 use http::uri::{Scheme, Uri};
-use http::{Request, Version, request};
+use http::{Version, request};
 
 use super::Exchange;
 use crate::balance::Assignment;
-use crate::body::Body;
 use crate::error::{Code, Failure};
 use crate::http::fields;
 use crate::identify::{Origin, mesh, origin_form};
@@ -18,18 +17,6 @@ use crate::trace::Trace;
 use crate::upstream::{Target, Transport};
 
 impl Exchange<'_> {
-    /// The target of `assignment` and the request as it is spoken there.
-    pub(super) fn prepare(
-        &self,
-        mut head: request::Parts,
-        assignment: &Assignment,
-        body: Body,
-    ) -> Result<(Target, Request<Body>), Failure> {
-        let target = self.target(assignment)?;
-        self.address_head(&mut head, &target, assignment)?;
-        Ok((target, Request::from_parts(head, body)))
-    }
-
     pub(super) fn target(&self, assignment: &Assignment) -> Result<Target, Failure> {
         let route = &self.request.identity.route;
         let service = route.service();

@@ -34,11 +34,14 @@ impl Exchange<'_> {
                     assignment.answered(Instant::now());
                     let response = self.switching(&asked, response);
                     self.waits_for(State::Tunnel);
-                    let raw = *asked.protocol == *upgrade::RAW;
-                    let protocol = if raw { Protocol::Tcp } else { Protocol::WebSocket };
+                    let kind = upgrade::Kind::of(&asked.protocol);
+                    let protocol = match kind {
+                        upgrade::Kind::Raw => Protocol::Tcp,
+                        upgrade::Kind::WebSocket | upgrade::Kind::Other => Protocol::WebSocket,
+                    };
                     self.record().wide(|wide| wide.protocol = protocol);
                     let held = self.hold(assignment);
-                    asked.slot.put(Switched { tunnel, held });
+                    asked.slot.put(Switched { tunnel, held, kind });
                     return Ok(response);
                 }
                 Ok(Upgrade::Answered(response)) => match self.accept(response, assignment) {

@@ -61,6 +61,7 @@ impl Follower {
         let mut policies = own.chain(self.shared.policy(&ports));
         self.sent.clone_from(&ports.shared);
         self.behind = Behind::default();
+        self.superseded = false;
         if let Err(error) = table.replace_all(&mut policies) {
             self.behind.everything = true;
             complain(&error, "all apps");
@@ -126,7 +127,7 @@ impl Follower {
     }
 
     /// A process that took over knows the inventory too.
-    fn stop_following(&mut self) {
+    pub(crate) fn stop_following(&mut self) {
         if !self.superseded {
             tracing::info!("another process keeps the filter from now on");
         }

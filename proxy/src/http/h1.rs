@@ -2,8 +2,9 @@
 //!
 //! hyper serves the requests; this driver decides everything around them: when a connection is
 //! idle it is *parked* (hyper's buffers go, the stream and its readiness stay) and rebuilt at the
-//! next byte, what the screen refused is answered and closed, deadlines are kept, a drain is
-//! announced, and after a 101 the bytes are handed to the tunnel.
+//! next byte, what the screen refused is answered and closed, deadlines are kept, and after a 101 the
+//! bytes are handed to the tunnel. In a drain every answer says `connection: close`, and who does not
+//! ask is closed at its [`Departure`].
 //!
 //! Parking is with stock hyper: `graceful_shutdown` on an idle connection makes it ready without
 //! touching the socket (the stream that it shuts down is `Observed`, which ignores that), and
@@ -31,6 +32,7 @@ use self::io::{Observed, Watch};
 use self::looks::{BodyRate, Looks};
 use self::service::Adapter;
 use crate::alarm::{Alarm, Deadline, TICK};
+use crate::drain::Departure;
 use crate::error::{Code, Failure};
 use crate::holdings;
 use crate::http::RequestService;
@@ -65,7 +67,8 @@ pub async fn serve<S: RequestService>(
     worker: &Worker,
 ) -> Result<End, Failure> {
     let alarm = worker.alarms.alarm();
-    let mut connection = Connection { worker, alarm, idle_until: None, requests: 0 };
+    let departure = Departure::default();
+    let mut connection = Connection { worker, alarm, departure, idle_until: None, requests: 0 };
     let service = RefCell::new(service);
     let mut stream = stream;
     loop {
@@ -73,6 +76,13 @@ pub async fn serve<S: RequestService>(
         match connection.park(&stream).await {
             Parked::Readable => {}
             Parked::Over => break,
+            Parked::ToGo => {
+                // A request that crosses our end must not meet a reset: what was answered before could
+                // be lost to it. A client that reads an end here asks again elsewhere.
+                drop(tokio::time::timeout(CLOSE_TIMEOUT, stream.shutdown()).await);
+                refuse::linger(&stream, CLOSE_TIMEOUT).await;
+                return Ok(End::Closed);
+            }
         }
         // Boxed, so that a parked connection does not hold the space of an active one.
         match Box::pin(connection.serve_active(stream, &service)).await? {
@@ -98,6 +108,7 @@ const IDLE_WHILE_SHORT: Duration = Duration::from_secs(1);
 struct Connection<'w> {
     worker: &'w Worker,
     alarm: Alarm,
+    departure: Departure,
     /// When the wait for a next request ends; what is no request does not move it.
     idle_until: Option<Deadline>,
     requests: u64,
@@ -106,6 +117,8 @@ struct Connection<'w> {
 enum Parked {
     Readable,
     Over,
+    /// The node drains, and the client has nothing to ask.
+    ToGo,
 }
 
 enum Active {
@@ -148,8 +161,13 @@ impl Connection<'_> {
                 Poll::Ready(Err(_)) => return Poll::Ready(Parked::Over),
                 Poll::Pending => {}
             }
-            if self.worker.phase() != Phase::Serving && self.requests > 0 {
-                return Poll::Ready(Parked::Over);
+            // One that has never asked was opened for a request that may be on its way.
+            let departure = self.departure.at(self.worker, &self.alarm);
+            let departure = departure.filter(|_| self.requests > 0);
+            if departure.is_some_and(|at| self.alarm.is_over(at)) {
+                // The runtime may not have heard of bytes that are there already.
+                let has_asked = stream.has_bytes();
+                return Poll::Ready(if has_asked { Parked::Readable } else { Parked::ToGo });
             }
             let is_short = self.worker.is_short_of_memory();
             let patience = if is_short { deadline.min(brief) } else { deadline };
@@ -159,7 +177,7 @@ impl Connection<'_> {
                 }
                 return Poll::Ready(Parked::Over);
             }
-            self.alarm.arm_at(patience, cx);
+            self.alarm.arm_at(departure.map_or(patience, |at| at.min(patience)), cx);
             Poll::Pending
         })
         .await
@@ -221,13 +239,14 @@ impl Connection<'_> {
     ) -> Poll<Result<Stop, Failure>> {
         // While hyper has bytes it cannot use yet it reads no further, not to a client's end either.
         watch.look.set(self.alarm.is_due() && watch.is_answering());
+        watch.says_close.set(self.worker.phase() != Phase::Serving);
         match Pin::new(&mut *hyper).poll(cx) {
             // After an upgrade hyper does not wait for its last flush; it goes on when polled.
             Poll::Ready(Ok(())) if watch.unflushed.get() => {}
             Poll::Ready(done) => return Poll::Ready(self.done(done, watch)),
             Poll::Pending => {}
         }
-        if watch.is_quiet() && looks.have_rested(self.worker.phase(), &self.alarm, cx) {
+        if watch.is_quiet() && looks.have_rested(&self.alarm, cx) {
             Pin::new(&mut *hyper).graceful_shutdown();
             match Pin::new(&mut *hyper).poll(cx) {
                 Poll::Ready(Ok(())) if !watch.ended.get() => return Poll::Ready(Ok(Stop::Idle)),
@@ -240,9 +259,6 @@ impl Connection<'_> {
             && watch.is_answered()
         {
             return Poll::Ready(Ok(Stop::Refuse(violation.code)));
-        }
-        if self.worker.phase() != Phase::Serving {
-            Pin::new(&mut *hyper).graceful_shutdown(); // the response says `connection: close`
         }
         if looks.poll_departed(watch, cx).is_ready() {
             return Poll::Ready(Ok(Stop::Cut(Code::PP09)));
@@ -336,7 +352,7 @@ async fn close(mut stream: Stream, watch: &Watch) {
     let ended = watch.ended.get();
     drop(tokio::time::timeout(CLOSE_TIMEOUT, stream.shutdown()).await);
     if !ended {
-        refuse::linger(stream).await;
+        refuse::linger(&stream, refuse::LINGER).await;
     }
 }
 

@@ -8,34 +8,38 @@
 mod body;
 pub(crate) mod meter;
 mod tunnel;
+mod word;
 mod duplex;
 
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
 use h2::server::{self, SendResponse};
 use h2::{Reason, RecvStream};
-use http::{Method, Request, Response, StatusCode, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body::Body as _;
 use telemetry::metrics::Gauge;
-use tokio::time::Instant;
+use tokio::io::AsyncWrite as _;
+use tokio::time::{Instant, timeout};
 
 use self::body::{Patience, RequestBody};
 use self::meter::{Excess, Meter, Metered};
-use crate::alarm::Alarm;
+use crate::alarm::{Alarm, Deadline};
 use crate::body::Body;
 use crate::config::Limits;
+use crate::drain::{Class, Departure};
 use crate::error::{Code, Failure};
 use crate::http::upgrade::{self, Slot};
 use crate::http::{Arrival, RequestService, date};
+use crate::identify::mesh;
 use crate::io::cork::{self, Cork, Handle};
-use crate::io::stream::Stream;
-use crate::worker::{Phase, Worker};
+use crate::io::stream::{LINGER_BYTES_MAX, Stream};
+use crate::worker::{Mark, Worker};
 
 /// What one side of the mesh or a client may have open and in flight.
 #[derive(Debug, Clone)]
@@ -65,6 +69,9 @@ const LOOK: Duration = Duration::from_secs(1);
 /// After GOAWAY, how long a client without streams may keep the connection.
 const FAREWELL: Duration = Duration::from_secs(5);
 
+/// How long a client that was told to go may take to close its side.
+const LINGER: Duration = Duration::from_secs(1);
+
 /// How long a connection may be without a stream while memory is short.
 const IDLE_WHILE_SHORT: Duration = Duration::from_secs(1);
 
@@ -79,6 +86,7 @@ struct Driver<'w> {
     streams: Rc<Cell<usize>>,
     idle_since: Option<Instant>,
     blocked: Option<(Instant, usize)>,
+    departure: Departure,
     /// When GOAWAY was sent.
     farewell: Option<Instant>,
 }
@@ -107,12 +115,26 @@ pub async fn serve<S: RequestService>(
         streams: Rc::default(),
         idle_since: None,
         blocked: None,
+        departure: Departure::default(),
         farewell: None,
         settings,
     };
     // When the connection is gone its streams notice and end; the worker owns and awaits them.
     // One service for all streams; none of them keeps it longer than its call takes.
-    driver.run(io, Rc::new(RefCell::new(service))).await
+    let ended = driver.run(io, Rc::new(RefCell::new(service))).await;
+    if driver.farewell.is_none() {
+        return ended;
+    }
+    match ended {
+        Ok(()) => driver.linger().await,
+        // It was told to go, and was faster than the last of our words.
+        Err(failure)
+            if driver.streams.get() == 0
+                && failure.code == Code::PP09
+                && std::error::Error::source(&failure).is_some() => {}
+        Err(failure) => return Err(failure),
+    }
+    Ok(())
 }
 
 // === impl Driver ===
@@ -134,10 +156,11 @@ impl Driver<'_> {
                         self.idle_since = None;
                         let counted =
                             Counted::new(&self.streams, &self.worker.metrics.stream_tasks);
-                        let stream =
-                            serve_stream(request, respond, service.clone(), context.clone());
-                        let stream = async move {
-                            stream.await;
+                        let (service, context) = (service.clone(), context.clone());
+                        let stream = |mark| async move {
+                            // Boxed at its first poll: it is large, and what is spawned is moved
+                            // many times on its way into a task.
+                            Box::pin(serve_stream(request, respond, service, context, mark)).await;
                             drop(counted);
                         };
                         if self.settings.raw_tunnels {
@@ -221,8 +244,16 @@ impl Driver<'_> {
         if excess.is_some() {
             return self.abort(connection, cx);
         }
-        if self.worker.phase() != Phase::Serving && self.farewell.is_none() {
-            return self.say_farewell(connection, cx);
+        if self.worker.is_over(Class::Request) && self.streams.get() == 0 {
+            return Poll::Ready(Code::PL05.into());
+        }
+        if self.farewell.is_none()
+            && let Some(at) = self.departure()
+        {
+            if self.alarm.is_over(at) {
+                return self.say_farewell(connection, cx);
+            }
+            self.alarm.arm_by(at, cx);
         }
         if self.alarm.is_due() {
             self.alarm.disarm();
@@ -266,6 +297,26 @@ impl Driver<'_> {
             }
         }
         Poll::Pending
+    }
+
+    /// When a drain wants it gone. Another node is told in other words that it should send elsewhere, and
+    /// keeps its connection for what nobody else can take, while the node is there.
+    fn departure(&self) -> Option<Deadline> {
+        let stays = self.settings.raw_tunnels && !self.worker.is_leaving();
+        self.departure.at(self.worker, &self.alarm).filter(|_| !stays)
+    }
+
+    /// Ends our side and waits for the client's. What it still sends for streams that are over would
+    /// otherwise be answered with a reset, and that could cost it the end of the last answer.
+    async fn linger(&self) {
+        let shut = poll_fn(|cx| {
+            ready!(self.cork.poll_drain(cx))?;
+            self.cork.with(|io| Pin::new(io).poll_shutdown(cx))
+        });
+        drop(timeout(LINGER, shut).await);
+        let mut left = LINGER_BYTES_MAX;
+        let discard = poll_fn(|cx| self.cork.with(|io| io.poll_discard(&mut left, cx)));
+        drop(timeout(LINGER, discard).await);
     }
 
     /// How long the connection may be without a stream. Nodes keep theirs while memory is short: there
@@ -331,8 +382,12 @@ async fn serve_stream<S: RequestService>(
     mut respond: SendResponse<Bytes>,
     service: Rc<RefCell<S>>,
     context: StreamContext,
+    mark: Mark,
 ) {
     let worker = &context.worker;
+    if context.raw_tunnels && word::is_asked_for(&request) {
+        return Box::pin(word::say(respond, worker)).await;
+    }
     let timeouts = &worker.edge.config.timeouts;
     let (mut head, recv) = request.into_parts();
     let protocol = head.extensions.remove::<h2::ext::Protocol>();
@@ -367,11 +422,18 @@ async fn serve_stream<S: RequestService>(
     let Some(response) = unless_reset(answer, &mut respond).await else { return };
     answered.set(true);
     let (mut head, mut body) = response.into_parts();
+    if context.raw_tunnels {
+        // Ours to say, whatever an instance does.
+        head.headers.remove(mesh::DRAINING);
+        if worker.edge.drain.is_told() {
+            head.headers.insert(mesh::DRAINING, HeaderValue::from_static("1"));
+        }
+    }
     head.headers.remove(header::CONNECTION);
-    crate::http::fields::detach(&mut head.headers);
     date::complete(&mut head.headers);
     if let (Some(recv), Some(switched)) = (tunnel, slot.take()) {
         // Boxed: few streams are tunnels, and all would carry the space for it.
+        worker.classify(mark, switched.kind.class());
         return Box::pin(tunnel::serve(head, recv, respond, switched, worker)).await;
     }
     //= https://www.rfc-editor.org/rfc/rfc9110#section-9.3.2

@@ -10,6 +10,7 @@ use std::rc::Rc;
 use http::{Method, Version, header, request};
 
 use crate::body::Body;
+use crate::drain::Class;
 use crate::http::screen::is_token;
 use crate::limit::Held;
 use crate::upstream::Tunnel;
@@ -33,6 +34,38 @@ pub struct Slot(Rc<RefCell<Option<Switched>>>);
 pub struct Switched {
     pub tunnel: Tunnel,
     pub held: Held,
+    pub kind: Kind,
+}
+
+/// What is spoken through a tunnel, as far as anybody here understands it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    WebSocket,
+    /// Something that HTTP was upgraded to.
+    Other,
+    /// Raw TCP, of a client or of another node's.
+    Raw,
+}
+
+// === impl Kind ===
+
+impl Kind {
+    /// What `protocol` is, by its token.
+    pub fn of(protocol: &str) -> Self {
+        match protocol {
+            "websocket" => Self::WebSocket,
+            RAW => Self::Raw,
+            _ => Self::Other,
+        }
+    }
+
+    /// Whose deadline ends it in a drain.
+    pub fn class(self) -> Class {
+        match self {
+            Self::WebSocket | Self::Other => Class::WebSocket,
+            Self::Raw => Class::Tcp,
+        }
+    }
 }
 
 // === impl Slot ===

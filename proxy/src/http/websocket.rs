@@ -3,6 +3,8 @@
 //! An HTTP/1 client brings its own key, and it is the client that checks the answer. RFC 8441 has no
 //! key: then one is made here, and checked here.
 
+pub mod frames;
+
 use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use aws_lc_rs::rand;
 use base64::Engine as _;

@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use control::snapshot::{App, Instance, InstanceId, Service};
+use telemetry::shared_counts::{Count, Key};
 use tokio::time::Instant;
 
 use super::live::AppLive;
@@ -26,6 +27,9 @@ impl Inventory {
                 carried.map_or_else(new, Arc::clone)
             })
             .collect();
+        for (queue, service) in queues.iter().zip(&app.services) {
+            queue.set_limits(&service.concurrency);
+        }
         let before: HashMap<&InstanceId, &Arc<Candidate>> = previous
             .iter()
             .flat_map(|previous| &previous.candidates)
@@ -38,7 +42,7 @@ impl Inventory {
             .iter()
             .map(|instance| {
                 let before = before.get(&instance.id).copied();
-                let loads = loads(&app.services, instance, before, &lineage, &queues, now);
+                let loads = self.loads(&app, instance, before, &lineage, &queues, now);
                 self.candidate(instance, before, loads)
             })
             .collect();
@@ -49,8 +53,9 @@ impl Inventory {
     }
 
     fn live(&self, app: &App) -> Arc<AppLive> {
-        let metrics = self.metrics.clone();
-        AppLive::new(app.name.clone(), self.app_connections_max, self.queue_length_max, metrics)
+        let (app, connections_max, waits_max) =
+            (app.name.clone(), self.app_connections_max, self.queue_length_max);
+        AppLive::new(app, connections_max, waits_max, self.counts.clone(), self.metrics.clone())
     }
 
     /// The one from before when nothing changed: a change of one instance of thousands then
@@ -71,6 +76,47 @@ impl Inventory {
             Arc::new(Candidate { instance: instance.clone(), place, loads })
         };
         same.map_or_else(new, Arc::clone)
+    }
+
+    /// By service.
+    fn loads(
+        &self,
+        app: &App,
+        instance: &Instance,
+        before: Option<&Arc<Candidate>>,
+        lineage: &[Option<usize>],
+        queues: &[Arc<Queue>],
+        now: Instant,
+    ) -> Box<[Arc<Load>]> {
+        let local = instance.node == self.own;
+        let load = |(service, (old, queue)): (usize, (&Option<usize>, &Arc<Queue>))| {
+            let carried = before.zip(*old).and_then(|(before, old)| before.load(old));
+            // One that moved here or away is counted elsewhere from now on.
+            let carried = carried.filter(|load| load.is_local() == local);
+            let new = || {
+                let count = local.then(|| self.count(app, instance, service));
+                Arc::new(Load::new(queue.clone(), count, now))
+            };
+            let load = carried.map_or_else(new, Arc::clone);
+            load.set_cordoned(instance.cordoned);
+            load
+        };
+        lineage.iter().zip(queues).enumerate().map(load).collect()
+    }
+
+    /// What is counted against the hard limit of one instance of this node and service. Every
+    /// generation of the process has to come to the same key, so it says what `lineage` goes by.
+    fn count(&self, app: &App, instance: &Instance, service: usize) -> Count {
+        let port = app.services[service].internal_port;
+        let same = |other: &&Service| other.internal_port == port;
+        let rank = app.services[..service].iter().filter(same).count();
+        self.counts.count(Key::of(&[
+            b"instance",
+            app.name.as_str().as_bytes(),
+            instance.id.as_str().as_bytes(),
+            &port.to_le_bytes(),
+            &(rank as u64).to_le_bytes(),
+        ]))
     }
 
     fn place(&self, instance: &Instance) -> Place {
@@ -104,26 +150,6 @@ fn lineage(app: &App, previous: Option<&Entry>) -> Vec<Option<usize>> {
             Some(old)
         })
         .collect()
-}
-
-fn loads(
-    services: &[Service],
-    instance: &Instance,
-    before: Option<&Arc<Candidate>>,
-    lineage: &[Option<usize>],
-    queues: &[Arc<Queue>],
-    now: Instant,
-) -> Box<[Arc<Load>]> {
-    let each = services.iter().zip(lineage).zip(queues);
-    let load = |((service, old), queue): ((&Service, &Option<usize>), &Arc<Queue>)| {
-        let carried = before.zip(*old).and_then(|(before, old)| before.load(old));
-        let new = || Arc::new(Load::new(queue.clone(), &service.concurrency, now));
-        let load = carried.map_or_else(new, Arc::clone);
-        load.set_limits(&service.concurrency);
-        load.set_cordoned(instance.cordoned);
-        load
-    };
-    each.map(load).collect()
 }
 
 // === impl Entry ===

@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use telemetry::metrics::{Counter, Gauge, Histogram, Registry};
 use telemetry::pressure;
 use telemetry::record::TraceId;
+use telemetry::shared_counts::{Count, Counts, Key};
 
 use super::Entry;
 use super::table::Slot;
@@ -20,13 +21,15 @@ use crate::metrics::catalogue;
 
 /// Live state of one app on this node.
 pub struct AppLive {
-    /// Names the app where there is no room for its name; never used again in this process.
+    /// Names the app where there is no room for its name; never 0, never used again in this process.
     id: u32,
     app: AppName,
     /// Where the newest version is; dead once the app was removed.
     slot: OnceLock<Weak<Slot>>,
-    /// On no cache line of its own: it moves with connections, not with requests.
-    connections: AtomicU32,
+    counts: Arc<Counts>,
+    /// Shared with another generation of the process from the first connection on: a node knows
+    /// more apps than it serves, and rows are limited.
+    connections: OnceLock<Count>,
     connections_max: u32,
     /// Bytes that its connections hold, as far as they have told.
     held: AtomicI64,
@@ -82,14 +85,16 @@ impl AppLive {
         app: AppName,
         connections_max: u32,
         waits_max: u32,
+        counts: Arc<Counts>,
         metrics: Arc<Metrics>,
     ) -> Arc<Self> {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
+        static NEXT: AtomicU32 = AtomicU32::new(1);
         Arc::new(Self {
             id: NEXT.fetch_add(1, Relaxed),
             app,
             slot: OnceLock::new(),
-            connections: AtomicU32::new(0),
+            counts,
+            connections: OnceLock::new(),
             connections_max,
             held: AtomicI64::new(0),
             waits: Waits::default(),
@@ -110,12 +115,12 @@ impl AppLive {
     /// # Errors
     /// PL04 when the app has as many on this node as it may.
     pub fn connect(self: &Arc<Self>) -> Result<ConnectionGuard, Failure> {
-        let before = self.connections.fetch_add(1, Relaxed);
-        let guard = ConnectionGuard { live: self.clone() }; // takes it back, also below
-        if before >= self.connections_max {
+        let key = || Key::of(&[b"connections of an app", self.app.as_str().as_bytes()]);
+        let connections = self.connections.get_or_init(|| self.counts.count(key()));
+        if !connections.try_add(self.connections_max) {
             return Err(Failure::new(Code::PL04));
         }
-        Ok(guard)
+        Ok(ConnectionGuard { live: self.clone() })
     }
 
     /// Books what its connections hold more, or less.
@@ -132,9 +137,14 @@ impl AppLive {
         pressure::may_have_more(bytes(&self.held), bytes(held), tenants, LEAST_BYTES)
     }
 
-    /// Connections of clients to the app on this node.
+    /// Connections of clients to the app that this process has.
     pub fn connections(&self) -> u32 {
-        self.connections.load(Relaxed)
+        self.connections.get().map_or(0, Count::own)
+    }
+
+    /// Whether another generation of the process counts as well.
+    pub(crate) fn is_joined(&self) -> bool {
+        self.counts.is_joined()
     }
 
     /// Records a request that has ended, with the status it was answered with if it was.
@@ -197,7 +207,9 @@ impl AppLive {
     pub(super) fn forget(&self) {
         self.removed.store(true, Relaxed);
         self.count_states(Default::default());
-        if self.requests.iter().any(|class| class.get().is_some()) {
+        // Or a process before this one has counted some.
+        let counted = self.requests.iter().any(|class| class.get().is_some());
+        if counted || self.metrics.registry.carries() {
             self.metrics.registry.forget("app", self.app.as_str());
         }
     }
@@ -217,7 +229,9 @@ impl AppLive {
 
 impl Drop for ConnectionGuard {
     fn drop(&mut self) {
-        self.live.connections.fetch_sub(1, Relaxed);
+        if let Some(connections) = self.live.connections.get() {
+            connections.sub();
+        }
     }
 }
 

@@ -12,6 +12,15 @@ pub(crate) fn inventory() -> Arc<Inventory> {
 }
 
 pub(crate) fn inventory_with(limits: &config::Limits, registry: &Registry) -> Arc<Inventory> {
+    inventory_of(limits, Counts::create(256).unwrap(), registry)
+}
+
+/// One of a process that counts in `counts`.
+pub(crate) fn inventory_of(
+    limits: &config::Limits,
+    counts: Arc<Counts>,
+    registry: &Registry,
+) -> Arc<Inventory> {
     let own = config::Node { id: NodeId::new("own"), region: Region::new("here"), workers: 1 };
     let peers = [("near", "here"), ("near-2", "here"), ("far", "there")];
     let peers = peers.map(|(id, region)| config::Peer {
@@ -28,7 +37,7 @@ pub(crate) fn inventory_with(limits: &config::Limits, registry: &Registry) -> Ar
         peers: peers.to_vec(),
     };
     let (listen, nodes) = (config::Listen::default(), Arc::new(Nodes::new(Some(&mesh))));
-    Arc::new(Inventory::new(&own, &listen, nodes, limits, registry))
+    Arc::new(Inventory::new(&own, &listen, nodes, limits, counts, registry))
 }
 
 /// `id@node`, one for each word.

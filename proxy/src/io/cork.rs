@@ -197,6 +197,12 @@ impl Buffers {
             spare.push(buffer);
         }
     }
+
+    /// Buffers that nobody has.
+    #[cfg(test)]
+    pub(crate) fn spare_count(&self) -> usize {
+        self.spare.borrow().len()
+    }
 }
 
 #[cfg(test)]

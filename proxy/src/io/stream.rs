@@ -2,10 +2,12 @@
 
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, Ready};
 use tokio::net::TcpStream;
@@ -29,6 +31,12 @@ pub enum Departure {
     /// It has reset the connection.
     Gone,
 }
+
+/// What is thrown away at once; on the stack.
+const DISCARD_BYTES: usize = 16 * 1024;
+
+/// What one client may send for nothing before its connection ends.
+pub const LINGER_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 // === impl Stream ===
 
@@ -61,11 +69,35 @@ impl Stream {
         let _dead = SockRef::from(self.tcp()).set_linger(Some(Duration::ZERO));
     }
 
-    /// As [`Self::reset`] when it was the instance that broke off.
+    /// As [`Self::reset`] when it was the instance that broke off, or this node.
     pub fn end_after(&self, failure: &Failure) {
-        if failure.code == Code::PU05 {
+        if matches!(failure.code, Code::PU05 | Code::PL05) {
             self.reset();
         }
+    }
+
+    /// Whether bytes have arrived, or the client's end, by the word of the kernel: the runtime learns of
+    /// them a turn later.
+    pub fn has_bytes(&self) -> bool {
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        !matches!(recv(self.tcp(), &mut [0; 1][..], flags), Err(Errno::AGAIN))
+    }
+
+    /// Reads to the client's end, until the socket breaks or `left` bytes have come, and throws them away;
+    /// what was encrypted stays so.
+    pub fn poll_discard(&self, left: &mut usize, cx: &mut Context<'_>) -> Poll<()> {
+        while *left > 0 {
+            if ready!(self.tcp().poll_read_ready(cx)).is_err() {
+                return Poll::Ready(());
+            }
+            match self.tcp().try_read(&mut [0; DISCARD_BYTES]) {
+                Ok(0) => return Poll::Ready(()),
+                Ok(read) => *left = left.saturating_sub(read),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => return Poll::Ready(()),
+            }
+        }
+        Poll::Ready(())
     }
 
     /// Whether there is something to read that the socket does not know of any more.

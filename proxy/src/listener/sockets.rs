@@ -11,8 +11,9 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Listen;
+use crate::handoff::{Held, Inherited, Legacy, Place as For};
 use crate::inventory::PortsInUse;
-use crate::listener::Listening;
+use crate::listener::{Listening, Stance};
 
 /// Sockets one node opens by itself. Apps with whole port ranges need steering by the kernel.
 pub const SOCKETS_MAX: usize = 4096;
@@ -24,8 +25,16 @@ const TRY_AGAIN: Duration = Duration::from_secs(1);
 pub struct Sockets {
     listen: Listen,
     ports: watch::Receiver<Arc<PortsInUse>>,
-    open: BTreeMap<SocketAddr, CancellationToken>,
+    legacy: Legacy,
+    open: BTreeMap<SocketAddr, Open>,
     failed: BTreeSet<SocketAddr>,
+}
+
+/// A socket, on which a worker accepts until it is told to stop.
+struct Open {
+    socket: Arc<TcpListener>,
+    stop: CancellationToken,
+    _held: Held,
 }
 
 /// Why a socket could not be opened.
@@ -40,19 +49,33 @@ pub struct BindError {
 // === impl Sockets ===
 
 impl Sockets {
-    pub fn new(listen: &Listen, ports: watch::Receiver<Arc<PortsInUse>>) -> Self {
-        Self { listen: listen.clone(), ports, open: BTreeMap::new(), failed: BTreeSet::new() }
+    pub fn new(listen: &Listen, ports: watch::Receiver<Arc<PortsInUse>>, legacy: Legacy) -> Self {
+        let (open, failed) = (BTreeMap::new(), BTreeSet::new());
+        Self { listen: listen.clone(), ports, legacy, open, failed }
     }
 
-    /// Follows the inventory until `stop`, then closes every socket.
+    /// Follows the inventory, as `stance` allows, until `stop`; then closes every socket.
     ///
     /// Closing comes first when a port moves from one app to another. A socket that cannot be
     /// opened is said once and tried again every second; the others are not touched by it.
-    pub async fn run(mut self, mut give: impl FnMut(Listening), stop: CancellationToken) {
+    pub async fn run(
+        mut self,
+        mut give: impl FnMut(Listening),
+        mut stance: watch::Receiver<Stance>,
+        stop: CancellationToken,
+    ) {
         loop {
-            self.follow(&mut give);
+            let now = *stance.borrow_and_update();
+            match now {
+                Stance::Open => {
+                    self.resume(&mut give);
+                    self.follow(&mut give, &mut Inherited::default());
+                }
+                Stance::Fixed => self.resume(&mut give),
+                Stance::Paused | Stance::Given => self.pause(),
+            }
             let again = async {
-                if self.failed.is_empty() {
+                if self.failed.is_empty() || now != Stance::Open {
                     std::future::pending().await
                 } else {
                     tokio::time::sleep(TRY_AGAIN).await;
@@ -61,22 +84,35 @@ impl Sockets {
             tokio::select! {
                 () = stop.cancelled() => break,
                 changed = self.ports.changed() => if changed.is_err() { break },
+                changed = stance.changed() => if changed.is_err() { break },
                 () = again => {}
             }
         }
-        for stop in self.open.values() {
-            stop.cancel();
+        self.pause();
+    }
+
+    /// Nobody accepts any more, and nothing is closed.
+    fn pause(&self) {
+        for open in self.open.values() {
+            open.stop.cancel();
         }
     }
 
-    /// Opens and closes until what is open is what is wanted.
-    pub fn follow(&mut self, give: &mut impl FnMut(Listening)) {
+    fn resume(&mut self, give: &mut impl FnMut(Listening)) {
+        for open in self.open.values_mut().filter(|open| open.stop.is_cancelled()) {
+            open.stop = CancellationToken::new();
+            give(Listening::clients(open.socket.clone(), open.stop.clone()));
+        }
+    }
+
+    /// Opens and closes until what is open is what is wanted; what was inherited is open already.
+    pub fn follow(&mut self, give: &mut impl FnMut(Listening), inherited: &mut Inherited) {
         let wanted = wanted(&self.listen.addresses, &self.ports.borrow_and_update());
-        self.open.retain(|address, stop| {
+        self.open.retain(|address, open| {
             let keep = wanted.contains(address);
             if !keep {
                 tracing::info!(%address, "no longer listening");
-                stop.cancel();
+                open.stop.cancel();
             }
             keep
         });
@@ -88,12 +124,19 @@ impl Sockets {
             let mut prefixes = self.listen.prefixes.iter();
             let within = prefixes.any(|prefix| prefix.contains(&address.ip()));
             let place = if within { Place::Prefix } else { Place::Machine };
-            match open(address, self.listen.backlog, place) {
+            let what = For::Clients { address };
+            let backlog = self.listen.backlog;
+            let found = inherited.tcp(&what, backlog);
+            match found.map_or_else(|| open(address, backlog, place), Ok) {
                 Ok(socket) => {
                     tracing::info!(%address, "listening");
                     self.failed.remove(&address);
-                    let stop = CancellationToken::new();
-                    self.open.insert(address, stop.clone());
+                    let (socket, stop) = (Arc::new(socket), CancellationToken::new());
+                    let _held = self.legacy.hold(what, socket.clone());
+                    self.open.insert(
+                        address,
+                        Open { socket: socket.clone(), stop: stop.clone(), _held },
+                    );
                     give(Listening::clients(socket, stop));
                 }
                 Err(error) if self.failed.insert(address) => {
@@ -221,12 +264,14 @@ mod tests {
         };
         let (sender, receiver) = watch::channel(in_use(first));
         let listen = Listen { addresses: vec!["127.0.0.1".parse().unwrap()], ..Listen::default() };
-        let mut sockets = Sockets::new(&listen, receiver);
+        let legacy = Legacy::default();
+        let mut sockets = Sockets::new(&listen, receiver, legacy.clone());
         let mut given = Vec::new();
-        sockets.follow(&mut |listening| given.push(listening));
+        let nothing = &mut Inherited::default();
+        sockets.follow(&mut |listening| given.push(listening), nothing);
         assert_eq!(given[0].socket.local_addr().unwrap().port(), first);
         sender.send(in_use(second)).unwrap();
-        sockets.follow(&mut |listening| given.push(listening));
+        sockets.follow(&mut |listening| given.push(listening), nothing);
         assert!(given[0].stop.is_cancelled());
         assert_eq!(given[1].socket.local_addr().unwrap().port(), second);
         assert!(!given[1].stop.is_cancelled());

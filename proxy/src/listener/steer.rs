@@ -11,17 +11,20 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::Listening;
 use super::sockets::{self, BindError, Place};
+use super::{Listening, Stance};
 use crate::config::Listen;
+use crate::handoff::{Held, Inherited, Legacy, Place as For};
 use crate::inventory::PortsInUse;
 use telemetry::error::chain;
 
 /// Which addresses a slot is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Family {
     V4,
     V6,
@@ -38,6 +41,13 @@ pub trait Slots {
     /// When the kernel does not take the socket.
     fn set(&mut self, family: Family, socket: BorrowedFd<'_>) -> Result<(), Self::Error>;
 
+    /// Puts everything but the sockets back to what this process wants: another one may have changed
+    /// it.
+    ///
+    /// # Errors
+    /// When the kernel does not take it.
+    fn take_back(&mut self) -> Result<(), Self::Error>;
+
     /// # Errors
     /// When the slot cannot be emptied.
     fn clear(&mut self, family: Family) -> Result<(), Self::Error>;
@@ -45,31 +55,42 @@ pub trait Slots {
 
 /// The sockets of the group, listening, but not yet known to anybody.
 pub struct Group {
-    families: Vec<(Family, Vec<TcpListener>)>,
+    families: Vec<(Family, Vec<Arc<TcpListener>>)>,
     prefixes: Arc<[IpNet]>,
 }
 
 /// A group in service: connections arrive until it is closed.
 pub struct Steered<S> {
     slots: S,
-    families: Vec<Family>,
+    families: Vec<(Family, Vec<Arc<TcpListener>>)>,
     prefixes: Arc<[IpNet]>,
     stop: CancellationToken,
+    _held: Vec<Held>,
 }
+
+/// Sockets of a family.
+const SOCKETS_MIN: usize = 2;
 
 // === impl Group ===
 
 impl Group {
-    /// Opens a socket for each of `workers` and each family of the prefixes.
+    /// Opens a socket for each of `workers` and each family of the prefixes; what was inherited is
+    /// open already, and all of it is kept: there may be connections in every queue.
     ///
     /// # Errors
     ///
     /// When the loopback lacks the family or has no port left.
-    pub fn open(listen: &Listen, workers: usize) -> Result<Self, BindError> {
+    pub fn open(
+        listen: &Listen,
+        workers: usize,
+        inherited: &mut Inherited,
+    ) -> Result<Self, BindError> {
         let mut families = Vec::new();
         for family in [Family::V4, Family::V6] {
             if listen.prefixes.iter().any(|prefix| family.has(prefix)) {
-                families.push((family, family.sockets(listen.backlog, workers)?));
+                let found = inherited.steered(family, listen.backlog);
+                let sockets = family.sockets(listen.backlog, workers, found)?;
+                families.push((family, sockets.into_iter().map(Arc::new).collect()));
             }
         }
         Ok(Self { families, prefixes: listen.prefixes.clone().into() })
@@ -84,6 +105,7 @@ impl Group {
         self,
         mut slots: S,
         give: &mut impl FnMut(Listening),
+        legacy: &Legacy,
     ) -> Result<Steered<S>, S::Error> {
         let Self { families, prefixes } = self;
         let mut served: Vec<Family> = Vec::new();
@@ -98,22 +120,46 @@ impl Group {
             }
             served.push(*family);
         }
-        let stop = CancellationToken::new();
-        for socket in families.into_iter().flat_map(|(_, sockets)| sockets) {
-            give(Listening::steered(socket, prefixes.clone(), stop.clone()));
+        let mut _held = Vec::new();
+        for (family, sockets) in &families {
+            for (number, socket) in sockets.iter().enumerate() {
+                let place = For::Steered { family: *family, number };
+                _held.push(legacy.hold(place, socket.clone()));
+            }
         }
-        Ok(Steered { slots, families: served, prefixes, stop })
+        let steered = Steered { slots, families, prefixes, stop: CancellationToken::new(), _held };
+        steered.give(give);
+        Ok(steered)
     }
 }
 
 // === impl Steered ===
 
 impl<S: Slots> Steered<S> {
-    /// Serves until `stop`, then lets nothing new arrive. Meanwhile says of which addresses that apps
-    /// want nothing will ever arrive, each once.
-    pub async fn run(self, mut ports: watch::Receiver<Arc<PortsInUse>>, stop: CancellationToken) {
-        let mut said = BTreeSet::new();
+    /// Serves, as `stance` allows, until `stop`, then lets nothing new arrive. Meanwhile says of which
+    /// addresses that apps want nothing will ever arrive, each once.
+    pub async fn run(
+        mut self,
+        mut give: impl FnMut(Listening),
+        mut ports: watch::Receiver<Arc<PortsInUse>>,
+        mut stance: watch::Receiver<Stance>,
+        stop: CancellationToken,
+    ) {
+        let (mut said, mut before) = (BTreeSet::new(), Stance::Open);
         loop {
+            let now = *stance.borrow_and_update();
+            match now {
+                Stance::Open | Stance::Fixed if self.stop.is_cancelled() => {
+                    self.stop = CancellationToken::new();
+                    self.give(&mut give);
+                }
+                Stance::Open | Stance::Fixed => {}
+                Stance::Paused | Stance::Given => self.stop.cancel(),
+            }
+            if now == Stance::Open && before != Stance::Open {
+                self.take_back();
+            }
+            before = now;
             let outside = outside(&self.prefixes, &ports.borrow_and_update());
             for address in outside.difference(&said) {
                 tracing::warn!(%address, "an app's address lies in no prefix: it is not steered");
@@ -122,22 +168,41 @@ impl<S: Slots> Steered<S> {
             tokio::select! {
                 () = stop.cancelled() => break,
                 changed = ports.changed() => if changed.is_err() { break },
+                changed = stance.changed() => if changed.is_err() { break },
             }
         }
-        self.close();
+        // What the slots name is the successor's as well, and stays there.
+        if *stance.borrow() != Stance::Given {
+            self.empty();
+        }
+        self.stop.cancel();
     }
 
-    /// The slots first: what comes between the two would wait in the queue of a socket that
+    /// After a successor that came to nothing.
+    fn take_back(&mut self) {
+        if let Err(error) = self.slots.take_back() {
+            let error = chain(&error);
+            tracing::error!(%error, "steering is as the successor left it");
+        }
+    }
+
+    fn give(&self, give: &mut impl FnMut(Listening)) {
+        for socket in self.families.iter().flat_map(|(_, sockets)| sockets) {
+            let (prefixes, stop) = (self.prefixes.clone(), self.stop.clone());
+            give(Listening::steered(socket.clone(), prefixes, stop));
+        }
+    }
+
+    /// Before the sockets stop: what comes between the two would wait in the queue of a socket that
     /// nobody accepts from, to be reset with it.
-    fn close(mut self) {
-        for family in &self.families {
+    fn empty(&mut self) {
+        for (family, _) in &self.families {
             if let Err(error) = self.slots.clear(*family) {
                 // The slot empties itself with the socket, a moment later.
                 let error = chain(&error);
                 tracing::warn!(%error, ?family, "steering was not told to stop");
             }
         }
-        self.stop.cancel();
     }
 }
 
@@ -161,11 +226,24 @@ impl Family {
         }
     }
 
-    /// One socket for each worker, all on the port that the kernel chose for the first.
-    fn sockets(self, backlog: u32, workers: usize) -> Result<Vec<TcpListener>, BindError> {
+    /// One socket for each worker, all on the port that the kernel chose for the first, unless some
+    /// were `found`: those do, whatever the number of workers, because a connection may wait in each,
+    /// and because one that only this process has would be lost with it.
+    ///
+    /// There are two at least. A successor then puts another one into the kernel's slot than is there
+    /// already, and every one that may be there is its predecessor's as well.
+    fn sockets(
+        self,
+        backlog: u32,
+        workers: usize,
+        found: Vec<TcpListener>,
+    ) -> Result<Vec<TcpListener>, BindError> {
+        if !found.is_empty() {
+            return Ok(found);
+        }
         let mut address = SocketAddr::new(self.loopback(), 0);
         let mut sockets = Vec::with_capacity(workers);
-        for _ in 0..workers {
+        for _ in 0..workers.max(SOCKETS_MIN) {
             let socket = sockets::open(address, backlog, Place::Group)?;
             address = socket.local_addr().map_err(|source| BindError { address, source })?;
             sockets.push(socket);
@@ -202,6 +280,11 @@ mod tests {
             Ok(())
         }
 
+        fn take_back(&mut self) -> io::Result<()> {
+            self.told.borrow_mut().push((Family::V4, Some(-1)));
+            Ok(())
+        }
+
         fn clear(&mut self, family: Family) -> io::Result<()> {
             self.told.borrow_mut().push((family, None));
             Ok(())
@@ -217,10 +300,11 @@ mod tests {
 
     #[test]
     fn each_family_has_a_port_that_all_workers_share() {
-        let group = Group::open(&listen(&BOTH), 3).unwrap();
+        let group = Group::open(&listen(&BOTH), 3, &mut Inherited::default()).unwrap();
         let mut given = Vec::new();
         let fake = Fake { told: Told::default(), refuse: None };
-        group.serve(fake, &mut |listening| given.push(listening)).unwrap();
+        let legacy = Legacy::default();
+        let _steered = group.serve(fake, &mut |listening| given.push(listening), &legacy).unwrap();
         let places: Vec<_> =
             given.iter().map(|listening| listening.socket.local_addr().unwrap()).collect();
         assert_eq!(places.len(), 6);
@@ -233,7 +317,7 @@ mod tests {
 
     #[test]
     fn a_family_without_prefixes_has_no_sockets() {
-        let group = Group::open(&listen(&BOTH[..1]), 2).unwrap();
+        let group = Group::open(&listen(&BOTH[..1]), 2, &mut Inherited::default()).unwrap();
         let families: Vec<_> = group.families.iter().map(|(family, _)| *family).collect();
         assert_eq!(families, [Family::V4]);
     }
@@ -243,15 +327,17 @@ mod tests {
         let told = Told::default();
         let fake = Fake { told: told.clone(), refuse: None };
         let mut given = Vec::new();
-        let group = Group::open(&listen(&BOTH), 1).unwrap();
-        let steered = group.serve(fake, &mut |listening| given.push(listening)).unwrap();
+        let group = Group::open(&listen(&BOTH), 1, &mut Inherited::default()).unwrap();
+        let legacy = Legacy::default();
+        let steered = group.serve(fake, &mut |listening| given.push(listening), &legacy).unwrap();
         let named = |n: usize| Some(given[n].socket.as_raw_fd());
-        assert_eq!(*told.borrow(), [(Family::V4, named(0)), (Family::V6, named(1))]);
+        assert_eq!(*told.borrow(), [(Family::V4, named(0)), (Family::V6, named(2))]);
         assert!(!given[0].stop.is_cancelled());
         let stop = CancellationToken::new();
         stop.cancel();
         let (_sender, ports) = watch::channel(Arc::default());
-        steered.run(ports, stop).await;
+        let (_stance, stance) = watch::channel(Stance::Open);
+        steered.run(|_| {}, ports, stance, stop).await;
         assert_eq!(told.borrow()[2..], [(Family::V4, None), (Family::V6, None)]);
         assert!(given.iter().all(|listening| listening.stop.is_cancelled()));
     }
@@ -270,10 +356,87 @@ mod tests {
     fn a_slot_that_is_refused_leaves_none_set_and_no_socket_open() {
         let told = Told::default();
         let fake = Fake { told: told.clone(), refuse: Some(Family::V6) };
-        let group = Group::open(&listen(&BOTH), 1).unwrap();
+        let group = Group::open(&listen(&BOTH), 1, &mut Inherited::default()).unwrap();
         let mut given = 0;
-        assert!(group.serve(fake, &mut |_| given += 1).is_err());
+        assert!(group.serve(fake, &mut |_| given += 1, &Legacy::default()).is_err());
         assert_eq!(told.borrow().last(), Some(&(Family::V4, None)));
         assert_eq!(given, 0);
+    }
+
+    /// What a successor of a process with this legacy finds.
+    fn inherit(legacy: &Legacy) -> Inherited {
+        let mut inherited = Inherited::default();
+        for (place, socket) in legacy.all() {
+            inherited.put(place, socket.as_fd().try_clone_to_owned().unwrap());
+        }
+        inherited
+    }
+
+    #[test]
+    fn a_successor_takes_every_socket_and_names_another_one_to_the_kernel() {
+        for workers in [1, 2, 3] {
+            let (told, legacy) = (Told::default(), Legacy::default());
+            let fake = |told: &Told| Fake { told: told.clone(), refuse: None };
+            let listen = listen(&BOTH[..1]);
+            let group = Group::open(&listen, workers, &mut Inherited::default()).unwrap();
+            let named = |group: &Group| inode(&group.families[0].1[0]);
+            let first = named(&group);
+            let _steered = group.serve(fake(&told), &mut |_| {}, &legacy).unwrap();
+            let mut inherited = inherit(&legacy);
+            // Whether there are more or fewer workers now.
+            let group = Group::open(&listen, 4 - workers, &mut inherited).unwrap();
+            assert!(inherited.is_empty());
+            assert_eq!(group.families[0].1.len(), workers.max(2));
+            assert_ne!(named(&group), first);
+            let second = named(&group);
+            let legacy = Legacy::default();
+            let _steered = group.serve(fake(&told), &mut |_| {}, &legacy).unwrap();
+            let group = Group::open(&listen, workers, &mut inherit(&legacy)).unwrap();
+            assert_ne!(named(&group), second, "and so does the next one");
+        }
+    }
+
+    fn inode(socket: &TcpListener) -> u64 {
+        rustix::fs::fstat(socket).unwrap().st_ino
+    }
+
+    #[tokio::test]
+    async fn what_was_paused_is_taken_up_again_and_what_was_given_away_is_not_emptied() {
+        let (told, legacy) = (Told::default(), Legacy::default());
+        let fake = Fake { told: told.clone(), refuse: None };
+        let group = Group::open(&listen(&BOTH[..1]), 1, &mut Inherited::default()).unwrap();
+        let given = Rc::new(RefCell::new(Vec::new()));
+        let give = {
+            let given = given.clone();
+            move |listening: Listening| given.borrow_mut().push(listening.stop)
+        };
+        let steered = group.serve(fake, &mut give.clone(), &legacy).unwrap();
+        let (stance, follows) = watch::channel(Stance::Open);
+        let (_sender, ports) = watch::channel(Arc::default());
+        let stop = CancellationToken::new();
+        let runs = steered.run(give, ports, follows, stop.clone());
+        let changes = async {
+            let accepting = || given.borrow().iter().filter(|stop| !stop.is_cancelled()).count();
+            let changed = async |to| {
+                stance.send_replace(to);
+                // Whichever of the two is polled first, the other has had its turn after this.
+                for _ in 0..4 {
+                    tokio::task::yield_now().await;
+                }
+            };
+            changed(Stance::Fixed).await;
+            assert_eq!(accepting(), 2);
+            changed(Stance::Paused).await;
+            assert_eq!(accepting(), 0);
+            assert_eq!(legacy.all().len(), 2, "they stay open");
+            changed(Stance::Open).await;
+            assert_eq!(accepting(), 2);
+            assert_eq!(told.borrow().last(), Some(&(Family::V4, Some(-1))));
+            changed(Stance::Given).await;
+            stop.cancel();
+        };
+        tokio::join!(runs, changes);
+        assert_eq!(told.borrow().last(), Some(&(Family::V4, Some(-1))), "nothing was emptied");
+        assert!(legacy.all().is_empty());
     }
 }

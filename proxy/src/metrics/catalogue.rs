@@ -14,7 +14,7 @@ telemetry::catalogue! {
         "ferrule_downstream_connections",
         &[],
         "Client connections that are open."
-    );
+    ).adding_up();
     DOWNSTREAM_ACCEPTED: Metric::counter(
         "ferrule_downstream_accepted_total",
         &[],
@@ -29,12 +29,12 @@ telemetry::catalogue! {
         "ferrule_mesh_connections",
         &[],
         "Connections of other nodes that are open."
-    );
+    ).adding_up();
     CONNECTION_SERVICES: Metric::gauge(
         "ferrule_connection_services",
         &[],
         "Tower services that live; one for each HTTP connection."
-    );
+    ).adding_up();
     TLS_HANDSHAKES: Metric::counter(
         "ferrule_tls_handshakes_total",
         &["result"],
@@ -44,7 +44,7 @@ telemetry::catalogue! {
         "ferrule_tls_handshakes_in_flight",
         &[],
         "TLS handshakes of clients that have begun and not ended."
-    );
+    ).adding_up();
 
     // Requests.
     LISTEN_MODE: Metric::gauge("ferrule_listen_mode", &["mode"], "1 for how clients get in.");
@@ -59,12 +59,12 @@ telemetry::catalogue! {
         "ferrule_filter_packets_total",
         &["verdict"],
         "Packets that the kernel's filter judged, by verdict."
-    );
+    ).kept_outside();
     FILTER_APP_PACKETS: Metric::counter(
         "ferrule_filter_app_packets_total",
         &["app", "verdict"],
         "Packets that asked for something at an app's addresses, by verdict."
-    ).per("app");
+    ).per("app").kept_outside();
     FILTER_ENTRIES: Metric::gauge(
         "ferrule_filter_entries",
         &["map"],
@@ -92,6 +92,11 @@ telemetry::catalogue! {
         &[],
         "Polls of workers and of control that took longer than 200 ms."
     );
+    LOCKS_HELD_TOO_LONG: Metric::counter(
+        "ferrule_locks_held_too_long_total",
+        &[],
+        "Locks that a thread held for longer than 200 ms."
+    );
     REQUESTS_RECEIVED: Metric::counter(
         "ferrule_requests_received_total",
         &[],
@@ -117,13 +122,13 @@ telemetry::catalogue! {
         "ferrule_requests_in_flight",
         &[],
         "Requests between their head and the last byte of the answer."
-    );
+    ).adding_up();
     PERMITS: Metric::gauge(
         "ferrule_permits_in_use",
         &[],
         "Requests and connections that count against a limit of an instance."
-    );
-    QUEUE: Metric::gauge("ferrule_queue_length", &[], "Requests that wait for a permit.");
+    ).adding_up();
+    QUEUE: Metric::gauge("ferrule_queue_length", &[], "Requests that wait for a permit.").adding_up();
     RETRIES: Metric::counter(
         "ferrule_retries_total",
         &[],
@@ -135,12 +140,23 @@ telemetry::catalogue! {
         "Failures of connections and requests, by code."
     );
 
+    DRAINING: Metric::gauge(
+        "ferrule_draining",
+        &[],
+        "1 while new work should go elsewhere: an operator has asked for it, or the node stops."
+    );
+    DRAIN_CUT: Metric::counter(
+        "ferrule_drain_cut_total",
+        &["class"],
+        "What was left at its deadline when the node ended, and was cut: requests, WebSockets, raw TCP."
+    );
+
     // Instances, and the connections to them.
     UPSTREAM_CONNECTIONS: Metric::gauge(
         "ferrule_upstream_connections",
         &["kind"],
         "Open connections to instances and nodes, by kind."
-    );
+    ).adding_up();
     INSTANCES: Metric::gauge(
         "ferrule_instances",
         &["state"],
@@ -165,10 +181,10 @@ telemetry::catalogue! {
     );
     GENERATION: Metric::gauge(
         "ferrule_generation",
-        &[],
+        &["color"],
         "Rises with every process that took over."
     );
-    TASKS: Metric::gauge("ferrule_tasks", &["kind"], "Tasks that have not ended, by kind.");
+    TASKS: Metric::gauge("ferrule_tasks", &["kind"], "Tasks that have not ended, by kind.").adding_up();
 }
 
 #[cfg(test)]

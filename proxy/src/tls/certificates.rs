@@ -15,9 +15,9 @@ use arc_swap::ArcSwap;
 use foldhash::{HashMap, HashMapExt};
 use notify::event::{AccessKind, AccessMode, EventKind};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
-use parking_lot::Mutex;
 use rustls::sign::CertifiedKey;
 use telemetry::ledger::scope::CERTIFICATES;
+use telemetry::lock::Mutex;
 use tokio::sync::Notify;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
@@ -84,8 +84,11 @@ impl Certificates {
     /// Only when the folder itself cannot be listed. A pair that cannot be used is quarantined.
     pub fn open(directory: impl Into<PathBuf>) -> Result<Arc<Self>, CertificatesError> {
         let directory = directory.into();
-        let certificates =
-            Self { directory, table: ArcSwap::default(), folder: Mutex::new(Folder::default()) };
+        let certificates = Self {
+            directory,
+            table: ArcSwap::default(),
+            folder: Mutex::new("certificates", Folder::default()),
+        };
         certificates.scan()?;
         Ok(Arc::new(certificates))
     }

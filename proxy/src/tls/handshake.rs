@@ -22,7 +22,7 @@ use super::TlsError;
 use super::certificates::Certificates;
 use super::in_flight::InFlight;
 use super::offer::{Offers, PortTls, normal};
-use super::tickets::Tickets;
+use super::tickets::{TicketKeys, Tickets};
 use crate::config;
 use crate::error::{Code, Failure};
 use crate::metrics::catalogue;
@@ -30,6 +30,7 @@ use crate::metrics::catalogue;
 /// The node's side of TLS towards clients; one per process, shared by its workers.
 pub struct Tls {
     offers: Offers,
+    tickets: Tickets,
     in_flight: Arc<InFlight>,
     timeout: std::time::Duration,
     results: Results,
@@ -79,12 +80,25 @@ impl Tls {
         let counted = in_flight.clone();
         catalogue::TLS_HANDSHAKES_IN_FLIGHT
             .gauge_read_in(registry, &[], move || f64::from(counted.total()));
+        let tickets = Tickets::generate()?;
         Ok(Self {
-            offers: Offers::new(certificates, &Tickets::generate()?)?,
+            offers: Offers::new(certificates, &tickets)?,
+            tickets,
             in_flight,
             timeout: timeouts.handshake,
             results: Results::new(registry),
         })
+    }
+
+    /// The keys of session tickets, for the process that takes over.
+    pub fn ticket_keys(&self) -> TicketKeys {
+        self.tickets.export()
+    }
+
+    /// Goes on with the keys of the process before, and their times. To be called before the first
+    /// handshake: tickets that were sealed until then open no more.
+    pub fn adopt_ticket_keys(&self, keys: &TicketKeys) {
+        self.tickets.import(keys);
     }
 
     /// What a port with `options` offers; the same value for the same options.

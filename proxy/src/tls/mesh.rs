@@ -313,7 +313,7 @@ fn server_config(
     Ok(config)
 }
 
-fn roots(pem: &[u8]) -> Option<RootCertStore> {
+pub(super) fn roots(pem: &[u8]) -> Option<RootCertStore> {
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(pem) {
         roots.add(certificate.ok()?).ok()?;

@@ -62,7 +62,13 @@ impl Node {
 
     pub(crate) async fn with(change: impl FnOnce(&mut Setup)) -> Self {
         let mut setup = Setup::default();
-        setup.timeouts.drain = Duration::from_secs(5);
+        let timeouts = &mut setup.timeouts;
+        (timeouts.drain_delay, timeouts.drain_spread) = (Duration::ZERO, Duration::ZERO);
+        for deadline in
+            [&mut timeouts.drain, &mut timeouts.drain_websocket, &mut timeouts.drain_tcp]
+        {
+            *deadline = Duration::from_secs(5);
+        }
         change(&mut setup);
         let instance = Instance::start().await;
         let folder = tempfile::tempdir().unwrap();
@@ -93,10 +99,12 @@ impl Node {
             limits: setup.limits,
             timeouts: setup.timeouts,
             memory: Memory::default(),
+            announce: None,
             admin: Admin { address: local(admin), socket: folder.path().join("admin.sock") },
         };
         let end = CancellationToken::new();
-        let lifetime = Lifetime { end: end.clone(), ready: Box::new(|| {}) };
+        let lifetime =
+            Lifetime { end: end.clone(), hurry: CancellationToken::new(), ready: Box::new(|| {}) };
         let thread = std::thread::Builder::new()
             .name("node".to_owned())
             .spawn(move || app::run_until(config, lifetime).expect("the node starts"))

@@ -174,7 +174,8 @@ async fn a_tunnel_without_a_byte_ends_after_its_idle_time() {
 
 #[tokio::test]
 async fn a_drain_that_runs_out_of_time_cuts_tunnels() {
-    let mut node = Node::with(|setup| setup.timeouts.drain = Duration::from_secs(1)).await;
+    let mut node =
+        Node::with(|setup| setup.timeouts.drain_websocket = Duration::from_secs(1)).await;
     let mut client = node.connect().await;
     client.send(asks("/ws").as_bytes()).await;
     assert_eq!(client.head().await.status, 101);

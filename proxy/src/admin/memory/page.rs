@@ -27,7 +27,7 @@ pub(super) fn render(told: &Told<'_>) -> String {
         0 => "nothing".to_owned(),
         n => format!("{n} stacks, the largest first"),
     };
-    let stacks: String = heap.stacks.iter().map(stack).collect();
+    let stacks: String = heap.stacks.iter().map(|found| stack(heap, found)).collect();
     let field = |key: &str| {
         let fields = super::query_of(wish);
         fields
@@ -59,6 +59,7 @@ pub(super) fn render(told: &Told<'_>) -> String {
         "containers" => containers(heap, "Large blocks that grow", |state| state < State::Growing),
         "samples" => heap.tables.samples.to_string(),
         "subsystems" => subsystems(told),
+        "apps" => apps(told),
         "owners" => owners(told),
         "explained" => explained(told),
         "ledger" => page.ledger.iter().map(ledger_row).collect(),
@@ -163,11 +164,11 @@ fn empty(mode: Mode) -> &'static str {
     }
 }
 
-fn stack(stack: &Stack) -> String {
+fn stack(heap: &Report, stack: &Stack) -> String {
     let steps = legible::steps(&stack.frames);
     let mut facts = vec![
         counted(stack.samples, "sample"),
-        format!("{}{}", stack.subsystem.name(), of_app(stack.app)),
+        format!("{}{}", stack.subsystem.name(), of_app(heap, stack.app)),
     ];
     facts.extend(stack.owner.as_ref().map(|owner| format!("owner {}", escape(owner))));
     facts.extend(stack.bytes_per_request.map(|bytes| format!("<b>{bytes:.1} B per request</b>")));
@@ -187,8 +188,12 @@ fn stack(stack: &Stack) -> String {
 }
 
 fn containers(heap: &Report, title: &str, wanted: impl Fn(State) -> bool) -> String {
-    let rows: String =
-        heap.containers.iter().filter(|found| wanted(found.state)).map(container).collect();
+    let rows: String = heap
+        .containers
+        .iter()
+        .filter(|found| wanted(found.state))
+        .map(|found| container(heap, found))
+        .collect();
     if rows.is_empty() {
         return rows;
     }
@@ -197,7 +202,7 @@ fn containers(heap: &Report, title: &str, wanted: impl Fn(State) -> bool) -> Str
     )
 }
 
-fn container(container: &Container) -> String {
+fn container(heap: &Report, container: &Container) -> String {
     let steps = legible::steps(&container.frames);
     let mut facts = vec![
         format!(
@@ -205,7 +210,7 @@ fn container(container: &Container) -> String {
             container.doublings,
             lasted(container.age_ms as f64 / 1000.0)
         ),
-        format!("{}{}", container.subsystem.name(), of_app(container.app)),
+        format!("{}{}", container.subsystem.name(), of_app(heap, container.app)),
     ];
     facts.extend(container.owner.as_ref().map(|owner| format!("owner {}", escape(owner))));
     facts.extend(container.exponent.map(|b| format!("grows as requests<sup>{b:.2}</sup>")));
@@ -213,8 +218,8 @@ fn container(container: &Container) -> String {
     entry(container.state, &steps, &facts, &chart::sparkline(&container.graph), container.bytes, "")
 }
 
-fn of_app(app: u32) -> String {
-    if app == 0 { String::new() } else { format!(", app {app}") }
+fn of_app(heap: &Report, app: u32) -> String {
+    if app == 0 { String::new() } else { format!(", app {}", escape(&heap.app(app))) }
 }
 
 fn entry(
@@ -264,6 +269,26 @@ fn subsystems(told: &Told<'_>) -> String {
         )
     };
     heap.subsystems.iter().map(|share| row(share.subsystem.name(), share.bytes)).collect()
+}
+
+fn apps(told: &Told<'_>) -> String {
+    let heap = &told.page.heap;
+    let row = |name: &str, part: u64| {
+        format!(
+            "<tr><td>{}<td>{}<td class=\"n\">{}</tr>",
+            escape(name),
+            chart::bar(part, heap.tables.bytes),
+            bytes(part)
+        )
+    };
+    let rows: String =
+        heap.apps.iter().map(|share| row(&heap.app(share.app), share.bytes)).collect();
+    if rows.is_empty() {
+        return rows;
+    }
+    format!(
+        "<h2>By app<small>what its connections hold, by the same samples</small></h2><table>{rows}</table>"
+    )
 }
 
 fn owners(told: &Told<'_>) -> String {

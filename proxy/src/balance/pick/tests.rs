@@ -7,7 +7,7 @@ use super::*;
 use crate::balance::rng::Rng;
 use crate::inventory::Entry;
 use crate::inventory::tests::{app, instances, inventory, limited, upsert};
-use crate::nodes::Node;
+use crate::nodes::{Node, Word};
 
 struct Scene {
     entry: Arc<Entry>,
@@ -236,4 +236,29 @@ proptest! {
             Err(_) => prop_assert_eq!(best, None),
         }
     }
+}
+
+#[test]
+fn what_is_on_a_node_that_drains_comes_after_everything_else() {
+    let scene = Scene::new("near@near far@far");
+    let node = scene.node("near").unwrap();
+    assert_eq!(scene.pick(), "near");
+    node.hear(Word::Draining);
+    assert!((0..100).all(|_| scene.pick() == "far"));
+    scene.busy("far", 4);
+    assert!((0..100).all(|_| scene.pick() == "near"), "nobody else can take it");
+    scene.busy("near", 4);
+    assert_eq!(scene.pick(), "at hard");
+    node.hear(Word::Serving);
+    assert_eq!(scene.pick(), "at hard");
+}
+
+#[test]
+fn a_node_that_drains_is_better_than_instances_that_failed() {
+    let scene = Scene::new("near@near far@far");
+    scene.node("near").unwrap().hear(Word::Draining);
+    scene.eject("far");
+    assert!((0..100).all(|_| scene.pick() == "near"));
+    scene.eject("near");
+    assert!(["near", "far"].contains(&scene.pick()));
 }

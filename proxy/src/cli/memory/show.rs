@@ -4,7 +4,7 @@ use telemetry::heapwatch::State;
 use telemetry::heapwatch::diff::Change;
 use telemetry::heapwatch::flamegraph::bytes;
 use telemetry::heapwatch::legible::{headline, steps};
-use telemetry::heapwatch::report::{Container, Frame, Report, Stack};
+use telemetry::heapwatch::report::{AppShare, Container, Frame, Report, Stack};
 
 use super::super::table::{columns, span};
 use crate::admin::memory::{Line, Page};
@@ -44,6 +44,11 @@ pub(super) fn page(page: &Page) -> String {
         .collect();
     if !rows.is_empty() {
         section(&mut text, columns(["SUBSYSTEM", "ALIVE", "SHARE"], &rows));
+    }
+    let of_app = |s: &AppShare| [heap.app(s.app), bytes(s.bytes), share(s.bytes)];
+    let rows: Vec<_> = heap.apps.iter().map(of_app).collect();
+    if !rows.is_empty() {
+        section(&mut text, columns(["APP", "ALIVE", "SHARE"], &rows));
     }
     let mut rows: Vec<_> =
         heap.containers.iter().filter(|c| c.state > State::Steady).map(container).collect();

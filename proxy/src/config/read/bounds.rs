@@ -5,6 +5,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use control::document::Table;
+use telemetry::shared_counts;
 
 use crate::config::{Limits, Timeouts};
 
@@ -43,6 +44,7 @@ pub(super) fn limits(mut section: Table<'_>) -> Limits {
         attempts_max,
         retry_budget_percent,
         hops_max,
+        shared_counts_max,
         metric_labels_max,
         metric_series_max,
     } = &mut limits;
@@ -72,6 +74,7 @@ pub(super) fn limits(mut section: Table<'_>) -> Limits {
     count(of, "attempts_max", 1..=20, attempts_max);
     count(of, "retry_budget_percent", 0..=100, retry_budget_percent);
     count(of, "hops_max", 1..=8, hops_max);
+    count(of, "shared_counts_max", 1_024..=shared_counts::ROWS_MAX, shared_counts_max);
     count(of, "metric_labels_max", 10..=100_000, metric_labels_max);
     count(of, "metric_series_max", 1_000..=1_000_000, metric_series_max);
 
@@ -113,7 +116,13 @@ pub(super) fn timeouts(mut section: Table<'_>) -> Timeouts {
         upstream_idle,
         queue,
         metric_idle,
+        drain_delay,
+        drain_spread,
         drain,
+        drain_websocket,
+        drain_tcp,
+        handoff,
+        handoff_probation,
     } = &mut timeouts;
 
     let of = &mut section;
@@ -131,7 +140,19 @@ pub(super) fn timeouts(mut section: Table<'_>) -> Timeouts {
     wait(of, "upstream_idle", SHORTEST..=HOUR, upstream_idle);
     wait(of, "queue", Duration::ZERO..=MINUTES, queue);
     wait(of, "metric_idle", SHORTEST..=DAY, metric_idle);
+    wait(of, "drain_delay", Duration::ZERO..=MINUTES, drain_delay);
+    wait(of, "drain_spread", Duration::ZERO..=HOUR, drain_spread);
     wait(of, "drain", Duration::ZERO..=DAY, drain);
+    wait(of, "drain_websocket", Duration::ZERO..=DAY, drain_websocket);
+    wait(of, "drain_tcp", Duration::ZERO..=DAY, drain_tcp);
+    if drain_spread > drain {
+        if of.has("drain_spread") {
+            of.error("drain_spread", "must not be above drain, or some are cut untold");
+        }
+        *drain_spread = *drain / 2;
+    }
+    wait(of, "handoff", SHORTEST..=MINUTES, handoff);
+    wait(of, "handoff_probation", Duration::ZERO..=Duration::from_secs(60), handoff_probation);
     section.finish();
     timeouts
 }

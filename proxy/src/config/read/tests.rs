@@ -54,7 +54,7 @@ fn defaults_start_at_the_folder_of_the_file() {
 fn every_bound_is_documented_and_read() {
     let sections =
         [("limits", fields(&Limits::default())), ("timeouts", fields(&Timeouts::default()))];
-    assert_eq!(sections[0].1.len() + sections[1].1.len(), 40);
+    assert_eq!(sections[0].1.len() + sections[1].1.len(), 47);
     for (section, keys) in sections {
         for key in keys {
             assert!(DOCUMENTED.contains(&format!("\n{key} = ")), "{key} is not documented");
@@ -98,6 +98,8 @@ fn the_examples_in_the_documented_file_are_right() {
     assert_eq!(mesh.ca, Path::new("/etc/ferrule/mesh-ca.pem"));
     assert_eq!(mesh.trust_domain, "ferrule");
     assert_eq!(mesh.peers.len(), 1);
+    let announce = config.announce.expect("the example has an announcer");
+    assert_eq!(announce.probe.ca.as_deref(), Some(Path::new("/etc/ferrule/probe-ca.pem")));
 }
 
 #[test]
@@ -397,4 +399,64 @@ fn a_prefix_is_an_address_and_a_length() {
     {
         assert!(values::prefix(bad).is_err(), "{bad}");
     }
+}
+
+const ANNOUNCE: &str = "[announce]\n[announce.probe]\naddresses = [\"198.51.100.1:443\"]\n\
+    server_name = \"health.test\"\n";
+
+#[test]
+fn what_is_documented_of_the_announcer_is_its_default() {
+    use crate::announce::speaker::{CommandConfig, Config as Speaker};
+
+    let default = accepted(&format!("{MINIMAL}{ANNOUNCE}")).announce.expect("it is there");
+    let section = DOCUMENTED.split_once("#[announce]").expect("it is documented").1;
+    let lines = section.lines().filter_map(|line| line.strip_prefix('#'));
+    let lines: Vec<&str> = lines.filter(|line| !line.starts_with(' ')).collect();
+    let written = format!("{MINIMAL}[announce]\n{}", lines.join("\n"));
+    let mut announce = accepted(&written).announce.expect("it is there");
+    let words = vec!["/usr/local/sbin/tell-the-router".to_owned()];
+    let timeout = Duration::from_secs(5);
+    assert_eq!(announce.speaker, Speaker::Command(CommandConfig { words, timeout }));
+    let without = written.lines().filter(|line| !line.starts_with("command"));
+    let without: Vec<&str> = without.collect();
+    announce = accepted(&without.join("\n")).announce.expect("it is there");
+    announce.probe = default.probe.clone();
+    assert_eq!(announce, default);
+}
+
+#[test]
+fn an_announcer_without_a_probe_or_with_nonsense_is_refused() {
+    let lines = problems(&format!("{MINIMAL}[announce]\n"));
+    assert!(lines.iter().any(|line| line.contains("announce.probe.addresses: is missing")));
+    assert!(lines.iter().any(|line| line.contains("announce.probe.server_name: is missing")));
+    let with = |line: &str| {
+        let text = ANNOUNCE.replacen("[announce]\n", &format!("[announce]\n{line}\n"), 1);
+        problems(&format!("{MINIMAL}{text}"))
+    };
+    for line in [
+        "fall = 0",
+        "timeout = \"6s\"",
+        "protocols = []",
+        "protocols = [\"x; disable all\"]",
+        "protocols = [\"4\"]",
+        "command = []",
+        "command_timeout = \"1m\"",
+        "settle = \"10m\"",
+        "peers_min = -1",
+        "nonsense = 1",
+    ] {
+        assert_eq!(with(line).len(), 1, "{line}: {:?}", with(line));
+    }
+    let probe = |line: &str| problems(&format!("{MINIMAL}{ANNOUNCE}{line}\n"));
+    for line in ["path = \"health\"", "status = 99", "path = \"/a b\""] {
+        assert_eq!(probe(line).len(), 1, "{line}");
+    }
+}
+
+#[test]
+fn connections_are_told_of_a_drain_before_they_are_cut() {
+    let config = accepted(&format!("{MINIMAL}[timeouts]\ndrain = \"1s\"\n"));
+    assert_eq!(config.timeouts.drain_spread, Duration::from_millis(500));
+    let lines = problems(&format!("{MINIMAL}[timeouts]\ndrain = \"1s\"\ndrain_spread = \"2s\"\n"));
+    assert!(lines.len() == 1 && lines[0].contains("timeouts.drain_spread"), "{lines:?}");
 }

@@ -45,6 +45,8 @@ pub(super) struct Watch {
     /// The driver wants to know of a departure that nobody has read up to.
     pub(super) look: Cell<bool>,
     pub(super) departure: Cell<Departure>,
+    /// Answers say that they are the last: the node drains.
+    pub(super) says_close: Cell<bool>,
     /// The end of an answer to an HTTP/1.0 client may be the end of the connection.
     pub(super) until_close: Cell<bool>,
     /// Since when the client has taken nothing of what there is to write.
@@ -173,6 +175,7 @@ impl Watch {
             ended: Cell::default(),
             look: Cell::default(),
             departure: Cell::default(),
+            says_close: Cell::default(),
             until_close: Cell::default(),
             blocked_since: Cell::default(),
             head_since: Cell::default(),

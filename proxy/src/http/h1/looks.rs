@@ -11,7 +11,6 @@ use tokio::time::{Instant, Sleep};
 use super::io::Watch;
 use crate::alarm::Alarm;
 use crate::io::stream::Departure;
-use crate::worker::Phase;
 
 /// What is remembered from poll to poll of an active connection.
 #[derive(Default)]
@@ -49,10 +48,7 @@ const DEPARTURE: Duration = Duration::from_millis(50);
 
 impl Looks {
     /// Whether a quiet connection has been so for long enough to be parked.
-    pub(super) fn have_rested(&mut self, phase: Phase, alarm: &Alarm, cx: &Context<'_>) -> bool {
-        if phase != Phase::Serving {
-            return true;
-        }
+    pub(super) fn have_rested(&mut self, alarm: &Alarm, cx: &Context<'_>) -> bool {
         if !self.resting {
             self.resting = true;
             alarm.arm(REST, cx);

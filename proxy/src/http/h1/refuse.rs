@@ -1,19 +1,19 @@
 //! The last words to a client whose bytes are not read any further.
 
+use std::future::poll_fn;
 use std::io::Write as _;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::AsyncWriteExt as _;
 
 use crate::body::Body;
 use crate::error::Failure;
 use crate::http::date;
-use crate::io::stream::Stream;
+use crate::io::stream::{LINGER_BYTES_MAX, Stream};
 
-/// How long, and for how many bytes, a refused client is listened to, so that our answer is not
-/// lost to the reset that unread bytes would cause.
-const LINGER: Duration = Duration::from_secs(2);
-const LINGER_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// How long a refused client is listened to, so that our answer is not lost to the reset that unread
+/// bytes would cause.
+pub(super) const LINGER: Duration = Duration::from_secs(2);
 
 /// Answers with `failure` and closes.
 pub(super) async fn refuse(mut stream: Stream, failure: &Failure) {
@@ -24,24 +24,16 @@ pub(super) async fn refuse(mut stream: Stream, failure: &Failure) {
         stream.shutdown().await
     };
     if let Ok(Ok(())) = tokio::time::timeout(LINGER, write).await {
-        linger(stream).await;
+        linger(&stream, LINGER).await;
     }
 }
 
-/// Reads on for a moment and throws away what comes.
-pub(super) async fn linger(mut stream: Stream) {
-    let read = async {
-        let mut left = LINGER_BYTES_MAX;
-        let mut scratch = Box::new([0; 16 * 1024]);
-        while left > 0 {
-            match stream.read(&mut scratch[..]).await {
-                Ok(0) | Err(_) => break,
-                Ok(read) => left = left.saturating_sub(read),
-            }
-        }
-    };
-    // Out of time is one of the three ways to end here.
-    drop(tokio::time::timeout(LINGER, read).await);
+/// Reads on for `patience` and throws away what comes. No buffer is held while nothing does: a drain
+/// ends many connections at about the same time.
+pub(super) async fn linger(stream: &Stream, patience: Duration) {
+    let mut left = LINGER_BYTES_MAX;
+    // Out of time is one of the ways to end here.
+    drop(tokio::time::timeout(patience, poll_fn(|cx| stream.poll_discard(&mut left, cx))).await);
 }
 
 fn encode(failure: &Failure) -> Vec<u8> {

@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use futures_util::future::LocalBoxFuture;
 use http::header::{self, HeaderValue};
-use http::{Request, Response, Version};
+use http::{Request, Response, StatusCode, Version};
 
 use super::io::Watch;
 use crate::body::Body;
@@ -55,11 +55,13 @@ impl<S: RequestService> hyper::service::Service<Request<hyper::body::Incoming>> 
                 response.headers_mut().remove(header::TRAILER);
             }
             let watch = &busy.watch;
-            if watch.is_in_body() {
+            let switches = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+            if watch.is_in_body() || (watch.says_close.get() && !switches) {
                 //= https://www.rfc-editor.org/rfc/rfc9112#section-9.6
                 //# A server that does not support persistent connections MUST send the "close"
                 //# connection option in every response message that does not have a 1xx status
-                // The rest of the request may never be read, and then hyper closes.
+                // The rest of the request may never be read, and then hyper closes. In a drain it is the
+                // one way to end a connection that no request can cross.
                 response
                     .headers_mut()
                     .insert(header::CONNECTION, HeaderValue::from_static("close"));

@@ -71,6 +71,15 @@ mod frame {
     pub(super) const FLAG_END_HEADERS: u8 = 4;
 }
 
+// === impl Metered ===
+
+impl Metered {
+    /// Reads to the end and throws away what comes; what was encrypted stays so.
+    pub(super) fn poll_discard(&self, left: &mut usize, cx: &mut Context<'_>) -> Poll<()> {
+        self.stream.poll_discard(left, cx)
+    }
+}
+
 // === impl Meter ===
 
 impl Meter {

@@ -29,10 +29,9 @@ pub(super) async fn serve(
     let Ok(send) = respond.send_response(Response::from_parts(head, ()), false) else { return };
     // Dropped before its end it resets the stream.
     let mut client = Duplex::new(send, recv);
-    let Switched { tunnel, held } = switched;
-    let idle = worker.edge.config.timeouts.websocket_idle;
+    let Switched { tunnel, held, kind } = switched;
     let held = HeldTunnel::new(held);
-    let copied = copy::both_ways(&mut client, tunnel, worker, idle, &held.moved).await;
+    let copied = copy::both_ways(&mut client, tunnel, kind, worker, &held.moved).await;
     held.ended(&copied);
     if let Err(failure) = copied {
         worker.count(&failure);

@@ -311,6 +311,31 @@ async fn a_ticket_is_good_on_every_port_of_its_name_and_not_in_another_process()
     assert_eq!(kind(&other, "http/1.1").await, Some(HandshakeKind::Full));
 }
 
+#[tokio::test]
+async fn sessions_resume_in_the_process_that_takes_over_the_keys() {
+    for version in [&TLS13, &TLS12] {
+        let (before, after) = (Node::new(), Node::new());
+        let mut config = before.client(&[version], &[]);
+        config.dangerous().set_certificate_verifier(Arc::new(Anybody));
+        config.resumption = Resumption::store(Arc::new(OneForAllNames::new()));
+        let kind = async |node: &Node| {
+            let (client, server) = node.shake(config.clone(), "a.example", node.port()).await;
+            client.unwrap();
+            server.unwrap().stream.get_ref().1.handshake_kind()
+        };
+        assert_eq!(kind(&before).await, Some(HandshakeKind::Full), "{version:?}");
+        // The control: not without the keys, although nothing else differs.
+        assert_eq!(kind(&after).await, Some(HandshakeKind::Full), "{version:?}");
+        assert_eq!(kind(&before).await, Some(HandshakeKind::Full), "{version:?}");
+        let keys = serde_json::to_string(&before.tls.ticket_keys()).unwrap();
+        after.tls.adopt_ticket_keys(&serde_json::from_str(&keys).unwrap());
+        assert_eq!(kind(&after).await, Some(HandshakeKind::Resumed), "{version:?}");
+        // Both ways, while both run.
+        assert_eq!(kind(&before).await, Some(HandshakeKind::Resumed), "{version:?}");
+        after.assert_counted("resumed", 1);
+    }
+}
+
 // === what strangers do ===
 
 #[tokio::test(start_paused = true)]
