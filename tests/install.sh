@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the tests and benchmarks need and is not there yet: Debian packages through
-# apt-get, and two Rust programs and a collector of PyPI into target/tools. Running it again does
-# nothing.
+# apt-get, and two Rust programs, a collector of PyPI, promtool and a Docker engine into
+# target/tools. Running it again does nothing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="/usr/sbin:/sbin:$PATH"
@@ -16,17 +16,19 @@ say() { echo "install: $*"; }
 # command package
 needed="nginx:nginx-light nghttpd:nghttp2-server h2load:nghttp2-client haproxy:haproxy
 curl:curl openssl:openssl python3:python3 pip3:python3-pip taskset:util-linux column:bsdextrautils cc:gcc
-ip:iproute2 nsenter:util-linux unshare:util-linux setpriv:util-linux"
+ip:iproute2 nsenter:util-linux unshare:util-linux setpriv:util-linux systemd-analyze:systemd"
+
+as_root=()
+[ "$(id -u)" = 0 ] || as_root=(sudo -n)
 
 missing=()
 for pair in $needed; do
   command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
 done
 if ((${#missing[@]})); then
-  as_root=()
-  if [ "$(id -u)" != 0 ]; then
-    command -v sudo >/dev/null || { say "root or sudo is needed for: ${missing[*]}"; exit 1; }
-    as_root=(sudo -n)
+  if [ "$(id -u)" != 0 ] && ! command -v sudo >/dev/null; then
+    say "root or sudo is needed for: ${missing[*]}"
+    exit 1
   fi
   say "Debian packages: ${missing[*]}"
   log=$(mktemp)
@@ -38,23 +40,64 @@ if ((${#missing[@]})); then
   rm -f "$log"
 fi
 
-# Of Debian's `prometheus` only promtool is taken, out of the package: to install it would start a
-# daemon that nobody here asked for.
+# Unpacks Debian packages into a folder without installing them: that would start daemons that nobody
+# here asked for.
+unpack() {
+  local to=$1 package
+  shift
+  mkdir -p "$to/packages"
+  if ! (cd "$to/packages" && apt-get -qq download "$@" >../log 2>&1); then
+    "${as_root[@]}" apt-get -qq update </dev/null >"$to/log" 2>&1 || true
+    if ! (cd "$to/packages" && apt-get -qq download "$@" >>../log 2>&1); then
+      tail -n 20 "$to/log"
+      exit 1
+    fi
+  fi
+  for package in "$to"/packages/*.deb; do dpkg-deb --extract "$package" "$to"; done
+  rm -r "$to/packages" "$to/log"
+}
+
 if ! command -v promtool >/dev/null && [ ! -x "$tools/bin/promtool" ]; then
   say "promtool"
   work=$(mktemp -d)
   trap 'rm -rf "$work"' EXIT
-  if ! (cd "$work" && apt-get -qq download prometheus >log 2>&1); then
-    as_root=()
-    [ "$(id -u)" = 0 ] || as_root=(sudo -n)
-    "${as_root[@]}" apt-get -qq update </dev/null >"$work/log" 2>&1 || true
-    if ! (cd "$work" && apt-get -qq download prometheus >>log 2>&1); then
-      tail -n 20 "$work/log"
-      exit 1
-    fi
-  fi
-  dpkg-deb --fsys-tarfile "$work"/prometheus_*.deb | tar -x -C "$work" ./usr/bin/promtool
+  unpack "$work" prometheus
   install -D "$work/usr/bin/promtool" "$tools/bin/promtool"
+  rm -rf "$work"
+fi
+
+# A Docker engine that a test starts for itself, and what an image is based on there: the C library
+# and what Debian's own minimal images have of folders.
+docker=$tools/docker
+if [ ! -e "$docker/base.tar" ]; then
+  say "a Docker engine"
+  work=$(mktemp -d)
+  trap 'rm -rf "$work"' EXIT
+  unpack "$work/engine" docker.io containerd runc
+  rm -rf "$docker"
+  for program in usr/bin/{docker,containerd,containerd-shim-runc-v2} usr/sbin/{dockerd,runc}; do
+    install -D "$work/engine/$program" "$docker/$program"
+  done
+  unpack "$work/base" base-files libc6 libgcc-s1
+  # Last, because it says that the rest is there.
+  tar -C "$work/base" --owner=0 --group=0 -cf "$docker/base.tar.new" .
+  mv "$docker/base.tar.new" "$docker/base.tar"
+  rm -rf "$work"
+fi
+
+# Of Debian's `bird2` only the daemon and its client are taken, for the same reason.
+if ! command -v bird >/dev/null && [ ! -x "$tools/bin/bird" ]; then
+  say "bird"
+  work=$(mktemp -d)
+  trap 'rm -rf "$work"' EXIT
+  unpack "$work/bird" bird2
+  # The libraries it is linked with start nothing.
+  if ! "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y \
+    --no-install-recommends libssh-gcrypt-4 libreadline8 </dev/null >"$work/log" 2>&1; then
+    tail -n 20 "$work/log"
+    exit 1
+  fi
+  install -D -t "$tools/bin" "$work/bird/usr/sbin/bird" "$work/bird/usr/sbin/birdc"
   rm -rf "$work"
 fi
 

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use proxy::admin::memory::Page;
 use rustix::process::Signal;
 use serde_json::Value;
 use tests::app::App;
@@ -110,4 +111,31 @@ fn snapshots_are_written_on_command_and_before_anything_is_dropped() {
         run(Command::new(binary()).args(["memory", "diff", &first, &written[1]]));
     assert_eq!((code, stderr.as_str()), (0, ""));
     assert!(stdout.contains("CHANGE") || stdout.contains("nothing changed"), "{stdout}");
+}
+
+#[test]
+fn samples_of_the_heap_name_the_app_that_they_are_held_for() {
+    let echo = Echo::http1();
+    let edge = Edge::builder()
+        .app(App::new("hello").instance(echo.address()))
+        .app(App::new("quiet").instance(echo.address()))
+        .heapwatch_for_tests()
+        .start();
+    let mut clients: Vec<_> = (0..60).map(|_| edge.connect_tls("hello.test")).collect();
+    for client in &mut clients {
+        assert_eq!(client.get("hello.test", "/").status, 200);
+    }
+    wait::until("the app is named", || {
+        // What is held only during a request is seen only during one.
+        for client in &mut clients {
+            assert_eq!(client.get("hello.test", "/").status, 200);
+        }
+        let page = edge.admin_get("/memory.json?all&stacks=1");
+        let page: Page = serde_json::from_slice(&page.body).expect("it is JSON");
+        let names: Vec<_> = page.heap.apps.iter().map(|share| page.heap.app(share.app)).collect();
+        assert!(!names.contains(&"quiet".to_owned()), "nobody asked for it: {names:?}");
+        names.contains(&"hello".to_owned())
+    });
+    let page = edge.admin_get("/memory").body;
+    assert!(String::from_utf8_lossy(&page).contains("By app"), "it is on the page");
 }

@@ -6,7 +6,7 @@ mod builder;
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -111,6 +111,61 @@ impl Edge {
         self.process.pid()
     }
 
+    /// Replaces the process by another of the same binary, which serves when this returns. The old one
+    /// may still drain: [`Edge::predecessors_end`].
+    ///
+    /// # Panics
+    /// When `ferrule upgrade` fails.
+    #[track_caller]
+    pub fn upgrade(&mut self) -> Outcome {
+        let outcome = self.try_upgrade(&[]);
+        assert_eq!(outcome.code, 0, "{}{}", outcome.stdout, outcome.stderr);
+        outcome
+    }
+
+    /// Runs `ferrule upgrade` with these arguments to its end, whatever that is, and follows the node.
+    #[track_caller]
+    pub fn try_upgrade(&mut self, arguments: &[&str]) -> Outcome {
+        let outcome = self.command(&[&["upgrade"], arguments].concat());
+        self.follow();
+        outcome
+    }
+
+    /// Starts `ferrule upgrade` and does not wait for it. When it is over, [`Edge::follow`].
+    pub fn start_upgrade(&self, arguments: &[&str]) -> Process {
+        let socket = self.path("admin.sock");
+        let mut command = Command::new(binary());
+        Process::start(
+            "ferrule upgrade",
+            command.arg("upgrade").args(arguments).arg("--socket").arg(socket),
+        )
+    }
+
+    /// Finds out which process is the node now; returns its generation. What ends or is asked to end
+    /// from now on is that one.
+    #[track_caller]
+    pub fn follow(&mut self) -> u64 {
+        let status = self.status();
+        let number = |key: &str| status[key].as_u64().expect("/status has it");
+        self.process.follow(u32::try_from(number("pid")).expect("the id of a process"));
+        number("generation")
+    }
+
+    /// Waits until no process but the newest is left, and holds those that were to their word.
+    ///
+    /// # Panics
+    /// Unless each left with exit code 0.
+    #[track_caller]
+    pub fn predecessors_end(&mut self) {
+        let older = self.process.generations() - 1;
+        wait::within(STOP_MAX, "every predecessor ends", || {
+            self.process.predecessors_ended().len() == older
+        });
+        let ended = self.process.predecessors_ended();
+        assert!(ended.iter().all(ExitStatus::success), "how predecessors ended: {ended:?}");
+        wait::until("the node knows that it is alone", || self.status()["other"].is_null());
+    }
+
     /// What it logged lately.
     pub fn log(&self) -> String {
         self.process.output()
@@ -196,6 +251,12 @@ impl Edge {
         serde_json::from_slice(&response.body).expect("/status is JSON")
     }
 
+    /// `/status`, if somebody answers.
+    pub fn try_status(&self) -> Option<Value> {
+        let response = Raw::try_tcp(self.admin).ok()?.try_get("/status").ok()?;
+        serde_json::from_slice(&response.body).ok()
+    }
+
     /// Waits until no permit, no request and no connection is held.
     ///
     /// # Panics
@@ -264,8 +325,11 @@ impl Edge {
         let log = self.log();
         assert_eq!(status.code(), Some(0), "the exit code after SIGTERM ({status})");
         let all = ["tasks=0", "connections=0", "permits=0"];
-        let said = log.lines().any(|line| all.iter().all(|held| line.contains(held)));
-        assert!(said, "no closing line with {all:?} in the log");
+        let clean = log.lines().filter(|line| all.iter().all(|held| line.contains(held))).count();
+        // One that was killed says nothing.
+        let ended = self.process.predecessors_ended();
+        let expected = 1 + ended.iter().filter(|status| status.success()).count();
+        assert_eq!(clean, expected, "closing lines with {all:?} in the log");
     }
 
     /// Asks the node to stop and holds it to its word.

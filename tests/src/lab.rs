@@ -11,6 +11,8 @@
 //! even if the test is killed. A test does its work inside a namespace with [`Namespace::run`];
 //! sockets and child processes it makes there belong there.
 
+pub mod anycast;
+mod bird;
 mod cgroup;
 mod flood;
 mod namespace;
@@ -25,6 +27,7 @@ use crate::edge::{Builder, Edge, binary};
 use crate::need;
 use crate::process::{Outcome, run};
 
+pub use bird::Bird;
 pub use cgroup::Cgroup;
 pub use flood::syn_flood;
 pub use namespace::Namespace;

@@ -72,8 +72,8 @@ fn code(text: &str) -> impl Iterator<Item = (usize, &str)> {
 fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).into_iter().flatten() {
         let path = entry.unwrap().path();
-        // Tests may open spans, and the builds that leak on purpose do nothing else.
-        let exempt = ["tests", "tests.rs", "leaky", "leaky.rs", "seeded", "seeded.rs"];
+        // Tests and benchmarks may open spans, and the builds that leak on purpose do nothing else.
+        let exempt = ["tests", "tests.rs", "micro.rs", "leaky", "leaky.rs", "seeded", "seeded.rs"];
         if path.file_name().is_some_and(|name| exempt.iter().any(|exempt| name == *exempt)) {
             continue;
         }

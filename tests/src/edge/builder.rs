@@ -80,21 +80,36 @@ impl Builder {
             user: None,
             seed: None,
         };
-        builder.timeout("drain", "5s")
+        // Nothing that a test waits for by default takes longer than it must.
+        builder
+            .timeout("drain", "5s")
+            .timeout("drain_websocket", "5s")
+            .timeout("drain_tcp", "5s")
+            .timeout("drain_delay", "0ms")
+            .timeout("drain_spread", "100ms")
     }
 
     /// The two nodes of [`Edge::two_regions`], before they start.
     pub fn two_regions(apps: impl IntoIterator<Item = App>) -> [Self; 2] {
+        Self::pair(apps, "fra")
+    }
+
+    /// The same with both in region `ams`, so that they share what is between soft and hard limits.
+    pub fn one_region(apps: impl IntoIterator<Item = App>) -> [Self; 2] {
+        Self::pair(apps, "ams")
+    }
+
+    fn pair(apps: impl IntoIterator<Item = App>, region_b: &str) -> [Self; 2] {
         let apps: Vec<App> = apps.into_iter().collect();
         let (port_a, port_b) = (free(), free());
         let at_a = SocketAddr::new(loopback(1), port_a);
         let at_b = SocketAddr::new(loopback(2), port_b);
         let mut a = Self::new("a", "ams").apps(apps.clone());
-        let mut b = Self::new("b", "fra").apps(apps);
+        let mut b = Self::new("b", region_b).apps(apps);
         b.address = loopback(2);
         b.ports = a.ports;
         b.certs = a.certs.clone();
-        a.mesh = Some(Mesh::new(at_a, ("b", "fra", at_b)));
+        a.mesh = Some(Mesh::new(at_a, ("b", region_b, at_b)));
         b.mesh = Some(Mesh::new(at_b, ("a", "ams", at_a)));
         [a, b]
     }
