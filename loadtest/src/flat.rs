@@ -1,203 +1,83 @@
-//! Whether a node's memory grows with the requests it answers: bytes allocated against requests, in
-//! windows between which nothing is in flight, with every part of its telemetry at work.
+//! Whether a node's memory grows with the work it does: bytes against requests, in windows between
+//! which nothing is in flight.
 //!
 //! The method and what its verdict means: `README.md` beside this crate.
 
-mod client;
-mod node;
+mod drivers;
+mod measure;
+mod profile;
+mod control;
 
 #[cfg(test)]
 mod tests;
 
-use std::fmt;
-use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use anyhow::{Result, ensure};
+use clap::Args;
 
-use anyhow::{Result, bail, ensure};
-use clap::{Args, ValueEnum};
-use serde::Serialize;
-use tempfile::TempDir;
-
-use crate::servers::{Collector, Origin};
-use crate::slope::{Slope, theil_sen};
-use client::Client;
-use node::{Node, Scraper};
+use crate::options::{Common, Selection};
+use crate::suite::{Part, Suite};
+pub(crate) use drivers::{
+    Bodies, Errors, Grpc, Records, Resets, SlowReader, Target, Tcp, Team, WebSockets,
+};
+pub(crate) use measure::{Load, Outcome, Plan, Window, measure};
+use profile::Profile;
 
 /// Memory against requests: flat, or growing.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Flat {
-    /// The binary under test.
-    #[arg(long, default_value = "target/release/ferrule")]
-    ferrule: PathBuf,
-    /// Requests, each with a path, host and user agent of its own.
-    #[arg(long, default_value_t = 1_000_000)]
-    requests: u64,
-    /// More of them, up to so many, while the verdict is open.
-    #[arg(long, default_value_t = 2_000_000)]
-    requests_max: u64,
-    /// How often memory is read.
+    #[command(flatten)]
+    pub selection: Selection,
+    /// Requests of a profile, in thousands, instead of its own number.
+    #[arg(long)]
+    pub thousands: Option<u64>,
+    /// How often memory is read; the first fifth is warm-up.
     #[arg(long, default_value_t = 50)]
-    windows: u32,
-    /// Connections that send one request after the other.
-    #[arg(long, default_value_t = 16)]
-    connections: usize,
-    /// Where the node's telemetry goes.
-    #[arg(long, value_enum, default_value_t = Collects::Answering)]
-    collector: Collects,
-    /// Scrapes per second beside those that read the memory.
-    #[arg(long, default_value_t = 0)]
-    scrapes: u32,
-    /// Which fault a binary that leaks on purpose has.
-    #[arg(long, value_enum)]
-    leak: Option<Leak>,
-    /// Bytes per request that it may grow by.
-    #[arg(long, default_value_t = 1.0)]
-    at_most: f64,
+    pub windows: u32,
+    /// Bytes per request that it may grow by, instead of the profile's own number.
+    #[arg(long)]
+    pub at_most: Option<f64>,
 }
 
-/// What the collector does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Collects {
-    /// Takes everything.
-    Answering,
-    /// Takes the connection and never answers.
-    Hanging,
-    /// There is none, and nothing is exported.
-    None,
+impl Default for Flat {
+    fn default() -> Self {
+        Self { selection: Selection::default(), thousands: None, windows: 50, at_most: None }
+    }
 }
 
-/// The faults of `ferrule-leaky`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Leak {
-    Children,
-    Queue,
-}
-
-/// What a run says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Verdict {
-    /// It grows by no more than it may, with confidence.
-    Flat,
-    /// It grows by more, with confidence.
-    Grows,
-    /// The noise is larger than the difference.
-    Open,
-}
-
-/// One reading, at a time when nothing was in flight.
-#[derive(Debug, Clone, Copy, Serialize)]
-struct Reading {
-    requests: u64,
-    allocated: u64,
-    resident: u64,
-}
-
-/// A run.
-#[derive(Debug, Serialize)]
-pub(crate) struct Outcome {
-    pub verdict: Verdict,
-    pub slope: Slope,
-    readings: Vec<Reading>,
-    /// Series of the last scrape.
-    series: usize,
-    seconds: f64,
-}
-
-/// The part of a run at its beginning in which caches and queues fill to their bounds.
-const WARM_UP: f64 = 0.2;
-
-// === impl Flat ===
+const ABOUT: &str = "Each profile sends its kind of work in windows and reads memory between them. \
+    Its slope over the last four fifths must be at most 1 B per request (256 B for large bodies, of \
+    which nothing smaller than a buffer can stay; 16 B in the short form, which resolves no less), \
+    with 99 % confidence, for \
+    what the allocator has handed out and for what the ledger says; resident memory must be back \
+    within 10 % + 2 MiB of the warm idle level 60 s after; nothing may be left in flight. The \
+    controls are binaries that leak on purpose, and must fail the same assertion.";
 
 impl Flat {
-    /// Runs, prints, and fails unless memory is flat.
-    ///
-    /// # Errors
-    ///
-    /// When something it needs cannot be had, a request is answered wrongly, or memory grows.
-    pub(crate) fn run(&self) -> Result<()> {
-        let outcome = self.measure()?;
-        #[expect(clippy::print_stdout, reason = "the outcome is this program's answer")]
-        {
-            println!("{outcome}");
+    pub(crate) fn run(&self, common: &Common) -> Result<Suite> {
+        ensure!(self.windows >= 10, "too few windows");
+        let mut suite = Suite::new("flat", ABOUT);
+        for profile in profile::ALL {
+            if self.selection.has(profile.name) && (!common.short || profile.in_short) {
+                suite.part(profile.name, profile.about, |part| self.profile(common, profile, part));
+            }
         }
-        if outcome.verdict != Verdict::Flat {
-            bail!("memory is not shown to be flat: {:?}", outcome.verdict);
+        for control in control::ALL {
+            let name = format!("control-{}", control.fault);
+            if self.selection.has(&name) && (!common.short || control.in_short) {
+                suite.part(name, control::ABOUT, |part| control.run(self, common, part));
+            }
         }
+        Ok(suite)
+    }
+
+    fn profile(&self, common: &Common, profile: &Profile, part: &mut Part) -> Result<()> {
+        if let Some(why) = profile.lacks(&common.ferrule) {
+            part.check(crate::verdict::Check::skipped("memory is flat", why));
+            return Ok(());
+        }
+        let plan = profile.plan(self, common.short);
+        let outcome = profile.measure(&common.ferrule, &plan)?;
+        outcome.show(part, &plan);
         Ok(())
-    }
-
-    pub(crate) fn measure(&self) -> Result<Outcome> {
-        ensure!(self.windows >= 10 && self.connections > 0, "too few windows or connections");
-        let began = Instant::now();
-        let home = TempDir::with_prefix("ferrule-flat-")?;
-        let origin = Origin::start()?;
-        let collector = match self.collector {
-            Collects::None => None,
-            other => Some(Collector::start(other == Collects::Answering)?),
-        };
-        let endpoint = collector.as_ref().map(Collector::endpoint);
-        let node = Node::start(self, home.path(), origin.address(), endpoint.as_deref())?;
-        let scraper = Scraper::start(node.admin(), self.scrapes);
-        let clients = (0..self.connections).map(|_| Client::new(node.http()));
-        let mut clients: Vec<Client> = clients.collect();
-        let each = (self.requests / u64::from(self.windows)).max(1);
-        let mut readings = Vec::new();
-        let mut sent = 0;
-        loop {
-            client::window(&mut clients, sent..sent + each)?;
-            sent += each;
-            readings.push(node.read(sent)?);
-            if sent < self.requests {
-                continue;
-            }
-            let Some(slope) = slope(&readings) else { bail!("too few readings for a slope") };
-            let verdict = self.verdict(slope);
-            if verdict != Verdict::Open || sent >= self.requests_max {
-                let series = node.series()?;
-                drop(clients);
-                scraper.end()?;
-                let seconds = began.elapsed().as_secs_f64();
-                return Ok(Outcome { verdict, slope, readings, series, seconds });
-            }
-        }
-    }
-
-    fn verdict(&self, slope: Slope) -> Verdict {
-        if slope.high <= self.at_most {
-            Verdict::Flat
-        } else if slope.low > self.at_most {
-            Verdict::Grows
-        } else {
-            Verdict::Open
-        }
-    }
-}
-
-/// Of what comes after the warm-up.
-fn slope(readings: &[Reading]) -> Option<Slope> {
-    let warm = (readings.len() as f64 * WARM_UP).ceil() as usize;
-    let point = |reading: &Reading| (reading.requests as f64, reading.allocated as f64);
-    theil_sen(&readings[warm..].iter().map(point).collect::<Vec<_>>())
-}
-
-impl fmt::Display for Outcome {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const KIB: f64 = 1024.0;
-        let Self { verdict, slope, readings, series, seconds } = self;
-        writeln!(f, "| requests | allocated, KiB | resident, KiB |")?;
-        writeln!(f, "|---:|---:|---:|")?;
-        for Reading { requests, allocated, resident } in readings {
-            let (allocated, resident) = (*allocated as f64 / KIB, *resident as f64 / KIB);
-            writeln!(f, "| {requests} | {allocated:.1} | {resident:.1} |")?;
-        }
-        let requests = readings.last().map_or(0, |reading| reading.requests);
-        let per_second = Duration::from_secs_f64(*seconds).as_secs_f64().recip() * requests as f64;
-        write!(
-            f,
-            "\n{verdict:?}: {slope}; {requests} requests at {per_second:.0} per second, \
-             {series} series"
-        )
     }
 }

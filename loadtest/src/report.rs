@@ -1,213 +1,121 @@
-//! Samples, and the table of their medians and ratios.
+//! The answer of a run: `report.html` for people, `report.json` for programs, a summary for the
+//! terminal, and a verdict for whoever started it.
 
-use std::fmt;
+mod html;
+mod svg;
+
 use std::fmt::Write as _;
-use std::time::Duration;
+use std::fs;
+use std::path::Path;
+use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use serde::Serialize;
 
-use crate::load::{Load, Scenario};
-use crate::peer::Peer;
+use crate::machine::Machine;
+use crate::suite::Suite;
+use crate::verdict::{Check, Verdict};
 
-/// One measurement of one peer.
-#[derive(Debug, Clone, Serialize)]
-pub(crate) struct Sample {
-    scenario: Scenario,
-    peer: String,
-    /// CPU microseconds of the proxy per request, or KiB per idle connection.
-    cost: f64,
-    measure: Measure,
-    requests_per_second: Option<f64>,
-    p99_milliseconds: Option<f64>,
-    /// Share of one CPU that the proxy used; below about 0.95 the load was the limit.
-    utilisation: Option<f64>,
-    /// CPUs that processes outside the run used meanwhile.
-    others: Option<f64>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-enum Measure {
-    CpuMicrosecondsPerRequest,
-    KibPerIdleConnection,
-}
-
-/// All samples of a run.
+/// A run.
+#[derive(Debug, Serialize)]
 pub(crate) struct Report {
-    peers: Vec<String>,
-    samples: Vec<Sample>,
+    pub command: String,
+    pub began: String,
+    pub seconds: f64,
+    pub machine: Machine,
+    /// Program and version.
+    pub versions: Vec<(String, String)>,
+    /// Whether bars that a busy machine can miss decide the outcome.
+    pub timing_decides: bool,
+    pub suites: Vec<Suite>,
+    #[serde(skip)]
+    clock: Instant,
 }
 
-// === impl Sample ===
-
-impl Sample {
-    pub(crate) fn requests(
-        scenario: Scenario,
-        peer: &Peer,
-        load: &Load,
-        cpu: Duration,
-        others: f64,
-    ) -> Self {
-        let seconds = load.succeeded as f64 / load.per_second;
-        Self {
-            scenario,
-            peer: peer.name().to_owned(),
-            cost: cpu.as_secs_f64() * 1e6 / load.succeeded as f64,
-            measure: Measure::CpuMicrosecondsPerRequest,
-            requests_per_second: Some(load.per_second),
-            p99_milliseconds: load.p99.map(|seconds| seconds * 1e3),
-            utilisation: Some(cpu.as_secs_f64() / seconds),
-            others: Some(others),
-        }
-    }
-
-    pub(crate) fn memory(
-        scenario: Scenario,
-        peer: &Peer,
-        before: u64,
-        after: u64,
-        count: usize,
-    ) -> Self {
-        Self {
-            scenario,
-            peer: peer.name().to_owned(),
-            cost: (after as f64 - before as f64) / count as f64,
-            measure: Measure::KibPerIdleConnection,
-            requests_per_second: None,
-            p99_milliseconds: None,
-            utilisation: None,
-            others: None,
-        }
-    }
+/// How a run ended, as its exit code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Holds = 0,
+    Missed = 1,
+    /// Something could not be run. EX_SOFTWARE of sysexits.
+    Broken = 70,
 }
-
-impl fmt::Display for Sample {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            scenario, peer, cost, measure, requests_per_second, utilisation, others, ..
-        } = self;
-        write!(f, "{:<12} {peer:<8} ", scenario.name())?;
-        match measure {
-            Measure::CpuMicrosecondsPerRequest => write!(
-                f,
-                "{cost:>6.1} µs/request  {:>7.0} requests/s  CPU {:.2}  others {:.2}",
-                requests_per_second.unwrap_or_default(),
-                utilisation.unwrap_or_default(),
-                others.unwrap_or_default()
-            ),
-            Measure::KibPerIdleConnection => write!(f, "{cost:>6.1} KiB/idle connection"),
-        }
-    }
-}
-
-// === impl Report ===
 
 impl Report {
-    pub(crate) fn new(peers: Vec<String>) -> Self {
-        Self { peers, samples: Vec::new() }
+    pub(crate) fn new(ferrule: &Path, timing_decides: bool) -> Self {
+        let command: Vec<String> = std::env::args().skip(1).collect();
+        Self {
+            command: format!("loadtest {}", command.join(" ")),
+            began: crate::machine::now(),
+            seconds: 0.0,
+            machine: Machine::look(),
+            versions: crate::machine::versions(ferrule),
+            timing_decides,
+            suites: Vec::new(),
+            clock: Instant::now(),
+        }
     }
 
-    pub(crate) fn add(&mut self, sample: Sample) {
-        self.samples.push(sample);
+    pub(crate) fn add(&mut self, suite: Suite) {
+        self.suites.push(suite);
+        self.seconds = self.clock.elapsed().as_secs_f64();
     }
 
-    /// Every sample as JSON.
-    pub(crate) fn samples(&self) -> Result<String> {
-        Ok(serde_json::to_string_pretty(&self.samples)? + "\n")
+    pub(crate) fn outcome(&self) -> Outcome {
+        let decides = |check: &Check| self.timing_decides || !check.depends_on_timing;
+        let checks = || self.suites.iter().flat_map(Suite::checks);
+        if checks().any(|check| check.verdict == Verdict::Broken) {
+            Outcome::Broken
+        } else if checks().any(|check| check.verdict == Verdict::Missed && decides(check)) {
+            Outcome::Missed
+        } else {
+            Outcome::Holds
+        }
     }
 
-    /// The medians as a Markdown table.
-    pub(crate) fn table(&self) -> String {
-        let others = median(self.samples.iter().filter_map(|sample| sample.others));
-        let mut text = format!(
-            "Peers: {}.\nOther processes used {others:.2} CPUs (median).\n\n",
-            self.peers.join(", ")
-        );
-        let baseline = self.baseline();
-        let columns = [
-            "scenario",
-            "proxy",
-            "CPU µs/request (min–max)",
-            "requests/s",
-            "p99 ms",
-            "CPU used",
-            "KiB/idle connection",
-            &format!("CPU × {baseline}"),
-            &format!("p99 × {baseline}"),
-            &format!("KiB × {baseline}"),
-        ];
-        text.push_str(&format!("| {} |\n|{}\n", columns.join(" | "), "---|".repeat(columns.len())));
-        for scenario in [Scenario::H1, Scenario::H1tls, Scenario::H2] {
-            for peer in &self.peers {
-                let peer = peer.split(' ').next().unwrap_or_default();
-                self.row(&mut text, scenario, peer);
+    /// # Errors
+    ///
+    /// When the folder cannot be written.
+    pub(crate) fn write(&self, directory: &Path) -> Result<()> {
+        fs::create_dir_all(directory)
+            .and_then(|()| fs::write(directory.join("report.html"), html::page(self)))
+            .with_context(|| directory.display().to_string())?;
+        let json = serde_json::to_string_pretty(self)? + "\n";
+        fs::write(directory.join("report.json"), json)?;
+        Ok(())
+    }
+
+    /// One line for each suite, and each bar that does not hold.
+    pub(crate) fn summary(&self) -> String {
+        let mut text = String::new();
+        for suite in &self.suites {
+            let of = |verdict| suite.count(verdict);
+            let (holds, missed) = (of(Verdict::Holds), of(Verdict::Missed));
+            let (skipped, broken) = (of(Verdict::Skipped), of(Verdict::Broken));
+            writeln!(
+                text,
+                "{:<8} {holds} hold, {missed} missed, {broken} broken, {skipped} not run; {:.0} s",
+                suite.name, suite.seconds
+            )
+            .expect("a String takes everything");
+            for part in &suite.parts {
+                let told =
+                    |check: &&Check| !matches!(check.verdict, Verdict::Holds | Verdict::Told);
+                for check in part.checks.iter().filter(told) {
+                    let timed = check.verdict == Verdict::Missed && check.depends_on_timing;
+                    let note = if timed && !self.timing_decides { " [timing: told]" } else { "" };
+                    writeln!(text, "  {} · {check}{note}", part.name)
+                        .expect("a String takes everything");
+                }
             }
         }
-        text.push_str("\nDifferences below 10 % are not resolved by five samples; compare only inside one run.\n");
-        text
-    }
-
-    fn row(&self, text: &mut String, scenario: Scenario, peer: &str) {
-        let of = |peer: &str, measure: Measure| -> Vec<&Sample> {
-            let matching = self.samples.iter().filter(|sample| {
-                (sample.scenario, sample.measure) == (scenario, measure) && sample.peer == peer
-            });
-            matching.collect()
+        let said = match self.outcome() {
+            Outcome::Holds => "every bar holds",
+            Outcome::Missed => "a bar is missed",
+            Outcome::Broken => "something could not be run",
         };
-        let cost = |samples: &[&Sample]| median(samples.iter().map(|sample| sample.cost));
-        let cpu = of(peer, Measure::CpuMicrosecondsPerRequest);
-        let memory = of(peer, Measure::KibPerIdleConnection);
-        if cpu.is_empty() && memory.is_empty() {
-            return;
-        }
-        let least = cpu.iter().map(|sample| sample.cost).fold(f64::INFINITY, f64::min);
-        let most = cpu.iter().map(|sample| sample.cost).fold(0.0, f64::max);
-        let rate = median(cpu.iter().filter_map(|sample| sample.requests_per_second));
-        let used = median(cpu.iter().filter_map(|sample| sample.utilisation));
-        let p99 = median(cpu.iter().filter_map(|sample| sample.p99_milliseconds));
-        let base_cpu = of(self.baseline(), Measure::CpuMicrosecondsPerRequest);
-        let base_memory = of(self.baseline(), Measure::KibPerIdleConnection);
-        let cells = [
-            scenario.name().to_owned(),
-            peer.to_owned(),
-            format!("{} ({least:.1}–{most:.1})", number(cost(&cpu), 1)),
-            number(rate, 0),
-            number(p99, 2),
-            number(used, 2),
-            number(cost(&memory), 1),
-            number(paired(&cpu, &base_cpu, |sample| Some(sample.cost)), 3),
-            number(paired(&cpu, &base_cpu, |sample| sample.p99_milliseconds), 3),
-            number(cost(&memory) / cost(&base_memory), 2),
-        ];
-        writeln!(text, "| {} |", cells.join(" | ")).expect("a String takes everything");
-    }
-
-    /// Whom the others are compared with: nginx, or who comes first.
-    fn baseline(&self) -> &str {
-        let mut names = self.peers.iter().filter_map(|peer| peer.split(' ').next());
-        names.clone().find(|name| *name == "nginx").or_else(|| names.next()).unwrap_or_default()
-    }
-}
-
-/// The median of the ratios of samples that were taken one after the other, so that what changes
-/// slowly on the machine is in both.
-fn paired(samples: &[&Sample], baseline: &[&Sample], of: impl Fn(&Sample) -> Option<f64>) -> f64 {
-    median(samples.iter().zip(baseline).filter_map(|(one, base)| Some(of(one)? / of(base)?)))
-}
-
-fn number(value: f64, digits: usize) -> String {
-    if value.is_finite() { format!("{value:.digits$}") } else { "–".to_owned() }
-}
-
-/// Not a number when there is nothing.
-fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    match (values.len(), values.len() / 2) {
-        (0, _) => f64::NAN,
-        (length, middle) if length % 2 == 1 => values[middle],
-        (_, middle) => f64::midpoint(values[middle - 1], values[middle]),
+        writeln!(text, "{said}; {:.0} s", self.seconds).expect("a String takes everything");
+        text
     }
 }
 
@@ -215,10 +123,44 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
 mod tests {
     use super::*;
 
+    fn report(checks: Vec<Check>, timing_decides: bool) -> Report {
+        let mut report = Report::new(Path::new("/nothing"), timing_decides);
+        let mut suite = Suite::new("flat", "");
+        suite.part("one", "", |part| {
+            part.checks = checks;
+            Ok(())
+        });
+        report.add(suite);
+        report
+    }
+
     #[test]
-    fn the_median_is_the_middle() {
-        assert_eq!(median([3.0, 1.0, 2.0].into_iter()), 2.0);
-        assert_eq!(median([4.0, 1.0, 2.0, 3.0].into_iter()), 2.5);
-        assert!(median([].into_iter()).is_nan());
+    fn the_worst_verdict_decides() {
+        let holds = || Check::that("a", "1", 1, true);
+        let missed = || Check::that("b", "1", 2, false);
+        let broken = || Check::broken("c", &anyhow::anyhow!("no"));
+        assert_eq!(report(vec![holds()], true).outcome(), Outcome::Holds);
+        assert_eq!(report(vec![holds(), missed()], true).outcome(), Outcome::Missed);
+        assert_eq!(report(vec![broken(), missed()], true).outcome(), Outcome::Broken);
+        assert_eq!(report(vec![Check::skipped("d", "why")], true).outcome(), Outcome::Holds);
+    }
+
+    #[test]
+    fn a_bar_that_depends_on_timing_decides_only_when_it_should() {
+        let missed = || vec![Check::that("p99", "1", 2, false).timed()];
+        assert_eq!(report(missed(), true).outcome(), Outcome::Missed);
+        assert_eq!(report(missed(), false).outcome(), Outcome::Holds);
+        assert!(report(missed(), false).summary().contains("timing: told"));
+    }
+
+    #[test]
+    fn the_page_needs_nothing_but_itself() {
+        let mut report = report(vec![Check::that("<a & b>", "≤ 1", 2, false)], true);
+        let plot =
+            crate::suite::Plot::new("memory", "s", "MiB").line("rss", vec![(0.0, 1.0), (1.0, 3.0)]);
+        report.suites[0].parts[0].plots.push(plot);
+        let page = html::page(&report);
+        assert!(page.contains("&lt;a &amp; b&gt;") && page.contains("<polyline"));
+        assert!(!page.contains("src=") && !page.contains("href=\"http") && !page.contains("url("));
     }
 }

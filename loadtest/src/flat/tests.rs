@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard};
 
+use super::control::Control;
+use super::measure::Verdict;
 use super::*;
 
 /// One node at a time: memory does not mind company, the time a test takes does.
@@ -19,55 +21,42 @@ fn built(name: &str) -> PathBuf {
     binary
 }
 
-fn short(binary: &str) -> Flat {
-    Flat {
-        ferrule: built(binary),
-        requests: 20_000,
-        requests_max: 200_000,
-        windows: 40,
-        connections: 8,
-        collector: Collects::Answering,
-        scrapes: 0,
-        leak: None,
-        at_most: 1.0,
-    }
-}
-
 #[track_caller]
-fn is_flat(flat: &Flat) {
-    let outcome = flat.measure().unwrap();
-    assert_eq!(outcome.verdict, Verdict::Flat, "{outcome}");
+fn is_flat(profile: &str) {
+    let _alone = alone();
+    let flat = Flat { at_most: Some(1.0), ..Flat::default() };
+    let profile = Profile::named(profile).unwrap();
+    let outcome = profile.measure(&built("ferrule"), &profile.plan(&flat, true)).unwrap();
+    assert_eq!(outcome.verdict, Verdict::Flat, "{outcome:?}");
 }
 
 /// Fifty bytes per request is less than any span, record or line that somebody would forget.
 #[track_caller]
-fn is_caught(leak: Leak, collector: Collects) {
-    let leaky = Flat { requests: 8_000, leak: Some(leak), collector, ..short("ferrule-leaky") };
-    let outcome = leaky.measure().unwrap();
-    assert_eq!(outcome.verdict, Verdict::Grows, "{outcome}");
-    assert!(outcome.slope.low >= 50.0, "{outcome}");
+fn is_caught(fault: &str) {
+    let _alone = alone();
+    let control = Control::named(fault).unwrap();
+    let plan = Control::plan(&Flat::default());
+    let outcome = control.measure(&built("ferrule-leaky"), &plan).unwrap();
+    assert_eq!(outcome.verdict, Verdict::Grows, "{outcome:?}");
+    assert!(outcome.allocated.low >= 50.0, "{outcome:?}");
 }
 
 #[test]
 fn memory_is_flat_while_a_collector_takes_everything_and_many_scrape() {
-    let _alone = alone();
-    is_flat(&Flat { scrapes: 100, ..short("ferrule") });
+    is_flat("records-scraped");
 }
 
 #[test]
 fn memory_is_flat_while_a_collector_hangs_and_nobody_scrapes() {
-    let _alone = alone();
-    is_flat(&Flat { collector: Collects::Hanging, ..short("ferrule") });
+    is_flat("records-collector-hangs");
 }
 
 #[test]
 fn a_layer_that_keeps_children_with_their_parent_is_caught() {
-    let _alone = alone();
-    is_caught(Leak::Children, Collects::Answering);
+    is_caught("children");
 }
 
 #[test]
 fn an_exporter_whose_queue_has_no_bound_is_caught() {
-    let _alone = alone();
-    is_caught(Leak::Queue, Collects::Hanging);
+    is_caught("queue");
 }

@@ -8,8 +8,8 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
-use crate::load::Scenario;
-use crate::peer::{NAME, Peer};
+use super::peer::{NAME, Peer};
+use super::scenario::Scenario;
 
 /// One connection that is kept open.
 pub(crate) enum Held {
@@ -27,7 +27,7 @@ pub(crate) fn open(scenario: Scenario, peer: &Peer, count: usize) -> Result<Vec<
                 http1(&mut stream)?;
                 Ok(Held::Clear(stream))
             }
-            Scenario::H1tls | Scenario::H2 => {
+            _ => {
                 let name = NAME.try_into()?;
                 let session = ClientConnection::new(config.clone(), name)?;
                 let mut stream = StreamOwned::new(session, connect(peer.https)?);
@@ -61,7 +61,7 @@ fn config(scenario: Scenario, peer: &Peer) -> Result<ClientConfig> {
     let mut config = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
     config.alpn_protocols = match scenario {
         Scenario::H2 => vec![b"h2".to_vec()],
-        Scenario::H1 | Scenario::H1tls => vec![b"http/1.1".to_vec()],
+        _ => vec![b"http/1.1".to_vec()],
     };
     Ok(config)
 }

@@ -1,17 +1,19 @@
 //! Who is measured: each proxy with one worker on CPU 0, the same certificate, keep-alive to the
-//! same origin, no request log. The origin, Debian's nginx with a static KiB, is on CPU 1.
+//! same origins, no request log. These are on CPU 1: Debian's nginx with a static KiB and 10 MiB,
+//! and nghttpd for HTTP/2 in cleartext.
 
 use std::fs;
 use std::io::Read as _;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::machine;
-use crate::servers::Collector;
+use crate::origin::Collector;
+use crate::process::{Running, find, free, wait_until};
 
 /// The name every client asks for.
 pub(crate) const NAME: &str = "bench.test";
@@ -20,13 +22,17 @@ pub(crate) const NAME: &str = "bench.test";
 const PROXY_CPU: &str = "0";
 pub(crate) const LOAD_CPU: &str = "1";
 
-/// A child that ends with its owner.
-pub(crate) struct Running(Child);
+/// Bytes of a large body.
+pub(crate) const LARGE: usize = 10 << 20;
 
 /// What every proxy forwards to.
-pub(crate) struct Origin {
-    address: SocketAddr,
-    _process: Running,
+pub(crate) struct Origins {
+    http1: SocketAddr,
+    h2c: SocketAddr,
+    /// A file of 10 MiB, and one of 100 B.
+    large: PathBuf,
+    message: PathBuf,
+    _processes: [Running; 2],
 }
 
 /// The one certificate of the run, self-signed, ECDSA P-256.
@@ -40,9 +46,13 @@ pub(crate) struct Certificate {
 /// One proxy.
 pub(crate) struct Peer {
     name: String,
-    version: String,
     pub http: SocketAddr,
     pub https: SocketAddr,
+    /// HTTP/2 to the origin too.
+    pub grpc: SocketAddr,
+    /// Files to send.
+    pub large: PathBuf,
+    pub message: PathBuf,
     pub certificate: rustls::pki_types::CertificateDer<'static>,
     process: Running,
 }
@@ -56,7 +66,7 @@ impl Peer {
         ferrule: &Path,
         directory: &Path,
         certificate: &Certificate,
-        origin: &Origin,
+        origins: &Origins,
         collector: &Collector,
     ) -> Result<Option<Self>> {
         let program = match name {
@@ -71,8 +81,8 @@ impl Peer {
         };
         let home = directory.join(name);
         fs::create_dir_all(&home)?;
-        let (http, https) = (free()?, free()?);
-        let places = Places { home: &home, http, https, certificate, origin: origin.address };
+        let (http, https, grpc) = (free()?, free()?, free()?);
+        let places = Places { home: &home, http, https, grpc, certificate, origins };
         let arguments = match name {
             "ferrule" | "before" => places.ferrule("")?,
             "observed" => places.ferrule(&exporting(collector))?,
@@ -80,10 +90,11 @@ impl Peer {
             "nginx" => places.nginx()?,
             _ => places.haproxy()?,
         };
-        let process = Running::start(PROXY_CPU, &program, &arguments, &home)?;
-        let version = version(&program, name)?;
+        let process = start(PROXY_CPU, &program, &arguments, &home)?;
         let certificate = certificate.der.clone();
-        let peer = Self { name: name.to_owned(), version, http, https, certificate, process };
+        let (large, message) = (origins.large.clone(), origins.message.clone());
+        let name = name.to_owned();
+        let peer = Self { name, http, https, grpc, large, message, certificate, process };
         peer.forwards().with_context(|| {
             format!("it wrote: {}", fs::read_to_string(home.join("log")).unwrap_or_default())
         })?;
@@ -95,12 +106,7 @@ impl Peer {
     }
 
     pub(crate) fn pid(&self) -> u32 {
-        self.process.0.id()
-    }
-
-    /// Name and version.
-    pub(crate) fn describe(&self) -> String {
-        format!("{} ({})", self.name, self.version)
+        self.process.id()
     }
 
     /// Waits until what the last connections held is given back: memory stands still for a second.
@@ -143,24 +149,45 @@ fn request(address: SocketAddr) -> Result<usize> {
     Ok(answer.len() - head - 4)
 }
 
-// === impl Origin, Certificate ===
+// === impl Origins, Certificate ===
 
-impl Origin {
+impl Origins {
     pub(crate) fn start(directory: &Path) -> Result<Self> {
         let nginx = find("nginx").context("nginx, the origin, is not installed")?;
+        let nghttpd = find("nghttpd").context("nghttpd, the gRPC origin, is not installed")?;
         let home = directory.join("origin");
-        fs::create_dir_all(home.join("html"))?;
-        fs::write(home.join("html/index.html"), [b'k'; 1024])?;
-        let address = free()?;
-        let server = format!("listen {address} backlog=4096; root {}/html;", home.display());
+        let html = home.join("html");
+        fs::create_dir_all(&html)?;
+        fs::write(html.join("index.html"), [b'k'; 1024])?;
+        fs::write(html.join("large"), vec![b'l'; LARGE])?;
+        fs::write(home.join("message"), [b'm'; 100])?;
+        let (http1, h2c) = (free()?, free()?);
+        // The whole body is taken before the request goes on, without it, to the static KiB.
+        let server = format!(
+            "listen {http1} backlog=4096; root {};
+             location /sink {{
+               client_max_body_size 0; client_body_buffer_size 16m;
+               proxy_pass http://{http1}/index.html; proxy_method GET;
+               proxy_pass_request_body off; proxy_set_header Content-Length \"\";
+             }}",
+            html.display()
+        );
         let arguments = nginx_arguments(&home, &server, "")?;
-        let process = Running::start(LOAD_CPU, &nginx, &arguments, &home)?;
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while request(address).is_err() {
-            ensure!(Instant::now() < deadline, "the origin does not answer");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        Ok(Self { address, _process: process })
+        let web = start(LOAD_CPU, &nginx, &arguments, &home)?;
+        let port = h2c.port().to_string();
+        let ip = h2c.ip().to_string();
+        let root = text(&html);
+        let arguments = ["--no-tls", "-a", &ip, "-d", &root, "--trailer", "grpc-status: 0", &port];
+        let grpc = start(LOAD_CPU, &nghttpd, &arguments.map(str::to_owned), &home)?;
+        let listens =
+            |address| wait_until(Duration::from_secs(10), || TcpStream::connect(address).is_ok());
+        ensure!(listens(h2c), "the gRPC origin does not listen");
+        ensure!(
+            wait_until(Duration::from_secs(10), || request(http1).is_ok()),
+            "the origin does not answer"
+        );
+        let (large, message) = (html.join("large"), home.join("message"));
+        Ok(Self { http1, h2c, large, message, _processes: [web, grpc] })
     }
 }
 
@@ -181,39 +208,11 @@ impl Certificate {
     }
 }
 
-// === impl Running ===
-
-impl Running {
-    /// What it writes goes to `<home>/log`.
-    fn start(cpu: &str, program: &Path, arguments: &[String], home: &Path) -> Result<Self> {
-        let mut command = Command::new("taskset");
-        command.args(["-c", cpu]).arg(program).args(arguments);
-        let log = fs::File::create(home.join("log"))?;
-        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        Self::spawn(command)
-    }
-
-    pub(crate) fn spawn(mut command: Command) -> Result<Self> {
-        let child = command.spawn();
-        Ok(Self(child.with_context(|| command.get_program().display().to_string())?))
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // TERM first, so that a master process takes its workers along.
-        let asked = Command::new("kill").arg(self.0.id().to_string()).status();
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while asked.is_ok() && Instant::now() < deadline {
-            if !matches!(self.0.try_wait(), Ok(None)) {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        if self.0.kill().and_then(|()| self.0.wait()).is_err() {
-            eprintln!("process {} could not be ended", self.0.id());
-        }
-    }
+/// Pinned to a CPU; what it writes goes to `<home>/log`.
+fn start(cpu: &str, program: &Path, arguments: &[String], home: &Path) -> Result<Running> {
+    let mut command = Command::new("taskset");
+    command.args(["-c", cpu]).arg(program).args(arguments);
+    Running::logged(command, home)
 }
 
 // === configurations ===
@@ -222,14 +221,15 @@ struct Places<'a> {
     home: &'a Path,
     http: SocketAddr,
     https: SocketAddr,
+    grpc: SocketAddr,
     certificate: &'a Certificate,
-    origin: SocketAddr,
+    origins: &'a Origins,
 }
 
 impl Places<'_> {
     /// With these sections beside the usual ones.
     fn ferrule(&self, sections: &str) -> Result<Vec<String>> {
-        let Self { home, http, https, certificate, origin } = self;
+        let Self { home, http, https, grpc, certificate, origins } = self;
         fs::create_dir_all(home.join("apps"))?;
         fs::create_dir_all(home.join("certificates"))?;
         fs::copy(&certificate.chain, home.join("certificates/bench.pem"))?;
@@ -246,53 +246,78 @@ impl Places<'_> {
              {sections}",
             http.ip()
         );
+        let limits =
+            "[services.concurrency]\ntype = \"requests\"\nsoft_limit = 1000\nhard_limit = 2000\n";
         let app = format!(
             "app = \"bench\"\nhostnames = [\"{NAME}\"]\n\
              [[services]]\nprotocol = \"tcp\"\ninternal_port = {}\n\
              [[services.ports]]\nport = {}\nhandlers = [\"http\"]\n\
              [[services.ports]]\nport = {}\nhandlers = [\"tls\", \"http\"]\n\
-             [services.concurrency]\ntype = \"requests\"\nsoft_limit = 1000\nhard_limit = 2000\n\
+             {limits}\
+             [[services]]\nprotocol = \"tcp\"\ninternal_port = {}\n\
+             [[services.ports]]\nport = {}\nhandlers = [\"tls\", \"http\"]\n\
+             http_options = {{ h2_backend = true }}\n\
+             {limits}\
              [[instances]]\nid = \"bench-1\"\nnode = \"a\"\naddress = \"{}\"\n",
-            origin.port(),
+            origins.http1.port(),
             http.port(),
             https.port(),
-            origin.ip()
+            origins.h2c.port(),
+            grpc.port(),
+            origins.http1.ip()
         );
         fs::write(home.join("edge.toml"), config)?;
         fs::write(home.join("apps/bench.toml"), app)?;
         Ok(vec!["run".into(), "--config".into(), text(&home.join("edge.toml"))])
     }
 
+    /// Buffers so that a body is not copied through the disk, and not in pieces of a page; uploads go
+    /// on as they come.
     fn nginx(&self) -> Result<Vec<String>> {
-        let Self { home, http, https, certificate, origin } = self;
+        let Self { home, http, https, grpc, certificate, origins } = self;
+        let tls = format!(
+            "ssl_certificate {}; ssl_certificate_key {}; ssl_protocols TLSv1.2 TLSv1.3;
+             ssl_session_cache shared:tls:10m;",
+            text(&certificate.chain),
+            text(&certificate.key)
+        );
         let server = format!(
             "listen {http} backlog=4096; listen {https} ssl http2 backlog=4096; server_name {NAME};
-             ssl_certificate {}; ssl_certificate_key {}; ssl_protocols TLSv1.2 TLSv1.3;
+             {tls} client_max_body_size 0;
              location / {{
                proxy_pass http://origin; proxy_http_version 1.1; proxy_set_header Connection \"\";
                proxy_set_header Host $host; proxy_set_header X-Forwarded-For $remote_addr;
                proxy_set_header X-Forwarded-Proto $scheme;
-             }}",
-            text(&certificate.chain),
-            text(&certificate.key)
+               proxy_buffers 8 64k; proxy_busy_buffers_size 128k; proxy_max_temp_file_size 0;
+               proxy_request_buffering off; client_body_buffer_size 64k;
+             }}
+             }}
+             server {{
+               listen {grpc} ssl http2 backlog=4096; server_name {NAME}; {tls}
+               location / {{ grpc_pass grpc://h2c; grpc_set_header X-Forwarded-For $remote_addr; }}"
         );
         let upstream = format!(
-            "upstream origin {{ server {origin}; keepalive 128; keepalive_requests 100000000; }}"
+            "upstream origin {{ server {}; keepalive 128; keepalive_requests 100000000; }}
+             upstream h2c {{ server {}; keepalive 512; keepalive_requests 100000000; }}",
+            origins.http1, origins.h2c
         );
         nginx_arguments(home, &server, &upstream)
     }
 
     fn haproxy(&self) -> Result<Vec<String>> {
-        let Self { home, http, https, certificate, origin } = self;
+        let Self { home, http, https, grpc, certificate, origins } = self;
+        let both = text(&certificate.both);
         let config = format!(
             "global\n  nbthread 1\n  ssl-default-bind-options ssl-min-ver TLSv1.2\n\
              defaults\n  mode http\n  http-reuse always\n  option forwardfor\n\
              \x20 timeout connect 5s\n  timeout client 300s\n  timeout server 300s\n\
              \x20 timeout http-keep-alive 300s\n\
              frontend edge\n  bind {http} backlog 4096\n\
-             \x20 bind {https} ssl crt {} alpn h2,http/1.1 backlog 4096\n  default_backend origin\n\
-             backend origin\n  server origin {origin}\n",
-            text(&certificate.both)
+             \x20 bind {https} ssl crt {both} alpn h2,http/1.1 backlog 4096\n  default_backend origin\n\
+             frontend grpc\n  bind {grpc} ssl crt {both} alpn h2 backlog 4096\n  default_backend h2c\n\
+             backend origin\n  server origin {}\n\
+             backend h2c\n  server h2c {} proto h2\n",
+            origins.http1, origins.h2c
         );
         fs::write(home.join("haproxy.cfg"), config)?;
         Ok(vec!["-db".into(), "-f".into(), text(&home.join("haproxy.cfg"))])
@@ -327,26 +352,6 @@ fn nginx_arguments(home: &Path, server: &str, upstream: &str) -> Result<Vec<Stri
     fs::write(home.join("nginx.conf"), config)?;
     let conf = text(&home.join("nginx.conf"));
     Ok(["-p", &path, "-c", &conf, "-e", "stderr"].map(str::to_owned).into())
-}
-
-fn version(program: &Path, name: &str) -> Result<String> {
-    let flag = if matches!(name, "nginx" | "haproxy") { "-v" } else { "--version" };
-    let output = Command::new(program).arg(flag).output()?;
-    let said = [output.stdout, output.stderr].concat();
-    let said = String::from_utf8_lossy(&said);
-    let word = said.split_whitespace().find(|word| word.chars().any(|c| c.is_ascii_digit()));
-    Ok(word.unwrap_or("?").trim_start_matches("nginx/").to_owned())
-}
-
-/// Where a program is installed; Debian keeps daemons outside a user's PATH.
-pub(crate) fn find(name: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let own = ["target/tools/bin", "/usr/sbin", "/sbin"].map(PathBuf::from);
-    std::env::split_paths(&path).chain(own).map(|place| place.join(name)).find(|p| p.is_file())
-}
-
-pub(crate) fn free() -> Result<SocketAddr> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
 }
 
 fn text(path: &Path) -> String {
