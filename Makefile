@@ -22,7 +22,8 @@ TEST_THREADS ?= 4
 LEAKY = cargo build --workspace --bin ferrule-leaky --bin ferrule-seeded \
   --features proxy/leaky-layer,proxy/seeded-leaks --test flat --locked
 
-.PHONY: help check fmt clippy doc deny build test bench demo fuzz bpf bpf-check install-tools
+.PHONY: help check fmt clippy doc deny build test proof proof-short proof-ci proof-upgrade instructions \
+  instructions-update bench demo lab fuzz bpf bpf-check image deb install-tools
 
 help: ## shows this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -65,7 +66,7 @@ build: ## builds the binary and every test in one go, so that nothing is compile
 test: install-tools check bpf-check build ## everything: tools, checks, unit and integration tests
 	@echo "== tests"
 	@rm -f "$$FERRULE_SKIPPED"
-	cargo test --workspace --locked --no-fail-fast -- --test-threads $(TEST_THREADS)
+	@TEST_THREADS=$(TEST_THREADS) tests/run.sh
 	@if [ -s "$$FERRULE_SKIPPED" ]; then \
 	  echo "Not run:"; sort -u "$$FERRULE_SKIPPED"; [ "$${CI:-}" != true ]; fi
 
@@ -76,12 +77,55 @@ bpf-check: ## rebuilds the kernel's programs elsewhere and compares the bytes wi
 	@echo "== kernel programs"
 	@ebpf-filter/program/check.sh
 
-bench: install-tools ## CPU per request and memory per connection against nginx; see loadtest/README.md
+# What leaks on purpose is as leaky in debug builds, which are there after `make build`.
+proof: install-tools ## everything that is promised, measured: target/proof/report.html; options in PROOF
+	$(LEAKY)
 	cargo build --release --locked -p proxy --bin ferrule -p loadtest --bin loadtest
-	target/release/loadtest $(BENCH)
+	target/release/loadtest proof $(PROOF)
+
+proof-short: install-tools ## the same in some ten minutes, without nginx and HAProxy
+	$(LEAKY)
+	cargo build --release --locked -p proxy --bin ferrule -p loadtest --bin loadtest
+	target/release/loadtest proof --short --forgive-timing $(PROOF)
+
+# What a clean clone can afford: the binaries that `build` has made, and what does not depend on timing.
+proof-ci: install-tools build ## attacks and faults in their short form with the debug build, some seven minutes
+	target/debug/loadtest proof --short --forgive-timing --ferrule target/debug/ferrule \
+	  --suites attacks,faults --output target/proof-ci
+
+# Instructions under callgrind: the same on a busy machine.
+MICRO = $$(cargo bench -p proxy --bench micro --features micro --locked --no-run --message-format json \
+  | grep -o '"executable":"[^"]*micro-[^"]*"' | cut -d'"' -f4 | tail -n 1)
+
+instructions: ## counts the instructions of what each request pays for, and compares with what is stored
+	proxy/benches/instructions $(MICRO)
+
+instructions-update: ## stores them
+	proxy/benches/instructions $(MICRO) --update
+
+proof-upgrade: install-tools ## upgrades under load, with transfers of 100 MB: all classes, bind, steer and mesh, one at a time
+	cargo build --release --locked -p proxy --bin ferrule
+	FERRULE_BINARY=$(CURDIR)/target/release/ferrule FERRULE_TRANSFER_BYTES=100000000 FERRULE_UPGRADES=50 \
+	  cargo test --locked -p tests --test it -- upgrade:: --test-threads 1 --nocapture
+
+bench: install-tools ## beside nginx and HAProxy only: CPU, latency, memory; see loadtest/README.md
+	cargo build --release --locked -p proxy --bin ferrule -p loadtest --bin loadtest
+	target/release/loadtest peers $(BENCH)
 
 demo: ## a two-region edge on loopback, with curl lines to try
 	cargo run --release --locked -- demo
+
+lab: install-tools ## three regions with routers and BGP in network namespaces, with things to try; needs root
+	cargo build --locked -p proxy --bin ferrule -p tests --bin lab
+	FERRULE_BINARY=$(CURDIR)/target/debug/ferrule target/debug/lab
+
+image: ## a container image, ferrule:latest; IMAGE="--build-arg …" for arguments of the Dockerfile
+	DOCKER_BUILDKIT=1 docker build --tag ferrule $(IMAGE) .
+
+deb: ## a Debian package, in target/debian
+	cargo build --release --locked -p proxy --bin ferrule
+	@mkdir -p target/debian
+	@config/debian/build target/release/ferrule target/debian
 
 fuzz: ## searches for input that breaks a parser, SECONDS (60) per target; needs nightly and cargo-fuzz
 	proxy/fuzz/run $(or $(SECONDS),60)
