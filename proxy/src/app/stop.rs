@@ -1,0 +1,120 @@
+//! Takes a node down again, in reverse, and says what was left.
+
+use telemetry::heapwatch::Reason;
+use telemetry::service;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::threads::Report;
+use super::{Ending, Node, drain, draining, part, report};
+use crate::drain::{Class, Deadlines};
+use crate::edge::Edge;
+use crate::handoff::predecessor::Heir;
+use crate::listener::Stance;
+
+impl Node {
+    /// In reverse.
+    pub(super) async fn stop(self, ending: Ending, hurry: &CancellationToken) {
+        let Self {
+            edge,
+            succession,
+            asks: _,
+            legacy: _,
+            stance,
+            visitors: _,
+            view,
+            observers,
+            heapwatch,
+            background,
+            predecessor,
+            watch,
+            threads,
+            doors,
+            listening,
+            filter,
+            _leash,
+        } = self;
+        let deadlines = Deadlines::new(&edge.config.timeouts);
+        let (longest, generation) = (deadlines.longest(), succession.generation());
+        tracing::info!(generation, deadline_seconds = longest.as_secs_f64(), "draining");
+        succession.end();
+        // What leaked is gone with the process, so it is written down while everything is still held.
+        report::leaving(&edge, &heapwatch, &background.tasks);
+        heapwatch.write_down(Reason::Drain);
+        // What goes wrong in a drain is rarely seen otherwise.
+        edge.records.note_anomaly();
+        view.set_draining();
+        if let Some(predecessor) = &predecessor {
+            predecessor.farewell().await;
+        }
+        match &ending {
+            Ending::Asked => {
+                service::stopping();
+                drain::leave(&edge, hurry).await;
+            }
+            Ending::Succeeded(_) => {
+                stance.send_replace(Stance::Given);
+                filter.give_away();
+                edge.drain.fall_silent();
+            }
+        }
+        listening.cancel();
+        for door in doors {
+            if door.await.is_err() {
+                tracing::error!("the task of the listening sockets has failed");
+            }
+        }
+        let report = match &ending {
+            Ending::Asked => threads.drain(deadlines, hurry.clone()).await,
+            Ending::Succeeded(heir) => {
+                let deadline = Instant::now() + longest;
+                tokio::select! {
+                    report = threads.drain(deadlines, hurry.clone()) => report,
+                    never = inform(heir, &edge, deadline) => match never {},
+                }
+            }
+        };
+        let left = background.end().await;
+        drop(watch);
+        say_goodbye(&report, &left, &edge, generation);
+        observers.end(); // last, so that the drain is reported
+        if let Ending::Succeeded(heir) = &ending {
+            heir.farewell(&edge.registry).await;
+        }
+    }
+}
+
+/// Tells the successor how this process drains.
+async fn inform(heir: &Heir, edge: &Edge, deadline: Instant) -> std::convert::Infallible {
+    heir.inform(&edge.registry, || draining(edge, deadline)).await;
+    part(edge);
+    std::future::pending().await
+}
+
+/// The closing lines: what was left, by name, which must be nothing.
+fn say_goodbye(report: &Report, background: &[&'static str], edge: &Edge, generation: u64) {
+    let Report { tasks: of_workers, connections, cuts } = report;
+    let permits = edge.inventory.permits_in_use();
+    let tasks = of_workers.values().sum::<usize>() + background.len();
+    let lines = edge.board.lines(usize::MAX).len();
+    let sockets = telemetry::process::sockets();
+    tracing::info!(
+        tasks,
+        connections,
+        permits,
+        cut = cuts.total(),
+        cut_requests = cuts.of(Class::Request),
+        cut_websockets = cuts.of(Class::WebSocket),
+        cut_tcp = cuts.of(Class::Tcp),
+        lines,
+        sockets,
+        generation,
+        "stopped"
+    );
+    for (name, count) in of_workers {
+        tracing::error!(name, count, "tasks of workers did not end");
+    }
+    for name in background {
+        tracing::error!(name, "a task of control did not end");
+    }
+}
