@@ -129,11 +129,16 @@ impl Exporter {
         let (end, ended) = mpsc::channel();
         let mut runtime = tokio::runtime::Builder::new_current_thread();
         // They resolve names, and one that hangs must not bring a thread with each attempt.
-        let runtime = runtime.enable_all().max_blocking_threads(2).build();
-        let runtime = runtime.map_err(StartError::Thread)?;
+        runtime.enable_all().max_blocking_threads(2);
+        // Everything on its threads is for telemetry, also what libraries spawn there: a connection
+        // frees the message that it was given.
+        runtime.on_thread_park(|| TELEMETRY.take_what_is_there());
+        runtime.on_thread_stop(|| TELEMETRY.take_what_is_there());
+        let runtime = runtime.build().map_err(StartError::Thread)?;
         let thread = std::thread::Builder::new().name("ferrule-telemetry".to_owned());
         let thread = thread.spawn(move || {
-            runtime.block_on(TELEMETRY.part(run(pump, sender, reporter, stopping)));
+            let _working = TELEMETRY.enter();
+            runtime.block_on(run(pump, sender, reporter, stopping));
             // It must not wait for a name that is being resolved.
             runtime.shutdown_background();
             drop(end);
