@@ -29,6 +29,7 @@ mod survival;
 mod threads;
 mod verbosity;
 mod view;
+mod warm;
 mod watch;
 
 use std::cell::Cell;

@@ -260,6 +260,9 @@ pub struct Timeouts {
     pub drain_tcp: Duration,
     /// From the start of a successor until it is ready; later it is ended. Default: 30 s.
     pub handoff: Duration,
+    /// Of that, how long a successor may wait for connections to the nodes that its predecessor was
+    /// connected to; 0: it makes none before they are needed. Default: 1 s.
+    pub handoff_warm: Duration,
     /// A successor that dies within this time after it took over gives everything back. Default: 1 s.
     pub handoff_probation: Duration,
 }
@@ -438,6 +441,7 @@ impl Default for Timeouts {
             drain_websocket: Duration::from_secs(30),
             drain_tcp: Duration::from_secs(60),
             handoff: Duration::from_secs(30),
+            handoff_warm: Duration::from_secs(1),
             handoff_probation: Duration::from_secs(1),
         }
     }

@@ -28,7 +28,13 @@ pub struct Node {
     rtt_microseconds: AtomicU32,
     reachable: AtomicBool,
     draining: AtomicBool,
+    /// Connections of this process's workers to it.
+    connections: AtomicU32,
 }
+
+/// One connection to a node, counted until dropped.
+#[derive(Debug)]
+pub struct Connected(Arc<Node>);
 
 /// What a node says of itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +57,7 @@ impl Nodes {
                 rtt_microseconds: AtomicU32::new(u32::MAX),
                 reachable: AtomicBool::new(true), // until a probe says otherwise
                 draining: AtomicBool::new(false),
+                connections: AtomicU32::new(0),
             };
             (id, Arc::new(node))
         });
@@ -100,6 +107,17 @@ impl Node {
         self.draining.load(Relaxed)
     }
 
+    /// Whether a worker has a connection to it, so that it was used a short while ago.
+    pub fn is_connected(&self) -> bool {
+        self.connections.load(Relaxed) > 0
+    }
+
+    /// Counts a connection that a worker has made.
+    pub fn connected(self: &Arc<Self>) -> Connected {
+        self.connections.fetch_add(1, Relaxed);
+        Connected(self.clone())
+    }
+
     /// It has said so itself.
     pub fn hear(&self, word: Word) {
         let is_draining = word == Word::Draining;
@@ -112,5 +130,13 @@ impl Node {
                 Word::Serving => tracing::info!(node = %self.id, "node serves again"),
             }
         }
+    }
+}
+
+// === impl Connected ===
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Relaxed);
     }
 }

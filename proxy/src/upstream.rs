@@ -28,10 +28,12 @@ use futures_util::future::BoxFuture;
 use h2::ext::Protocol;
 use http::{HeaderMap, Method, Request, Response, request};
 use telemetry::error::chain;
+use telemetry::heapwatch::{Subsystem, tagged};
 use telemetry::ledger::Ledger;
 use telemetry::ledger::scope::CONNECTIONS;
 use telemetry::metrics::Registry;
 use tokio::net::TcpStream;
+use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_rustls::client::TlsStream;
 use tokio_util::sync::CancellationToken;
@@ -166,9 +168,8 @@ impl Upstreams {
             let stream = connect(to.address, self.timeouts.connect, &self.kinds.tcp).await?;
             return Ok(Tunnel::tcp(stream, Bytes::new()));
         }
-        let (connection, slot) = self.stream(to).await?;
-        let (mut head, stream) = connection.tunnel(slot, head).await?.into_parts();
-        to.listen(&mut head.headers);
+        let (_, response) = self.tunnel(to, &head).await?;
+        let (head, stream) = response.into_parts();
         if head.status.is_success() {
             return Ok(Tunnel::h2(stream));
         }
@@ -197,14 +198,10 @@ impl Upstreams {
                 Switch::Answered(response) => Upgrade::Answered(response),
             });
         }
-        let (connection, slot) = self.stream(to).await?;
-        if !connection.allows_extended_connect() {
-            return Err(Failure::new(Code::PP07));
-        }
         *request.method_mut() = Method::CONNECT;
         request.extensions_mut().insert(Protocol::from(protocol));
-        let (mut head, stream) = connection.tunnel(slot, request).await?.into_parts();
-        to.listen(&mut head.headers);
+        let (connection, response) = self.tunnel(to, &request).await?;
+        let (head, stream) = response.into_parts();
         if head.status.is_success() {
             return Ok(Upgrade::Switched(Response::from_parts(head, ()), Tunnel::h2(stream)));
         }
@@ -266,14 +263,44 @@ impl Upstreams {
         Ok(response)
     }
 
+    /// Sends `head`, a CONNECT, over the shared connection to `to`.
+    ///
+    /// A stream that was on its way while the peer said that it ends the connection is asked for
+    /// again on the next one: the peer has not looked at it, and that is no fault of the instance's.
+    //= https://www.rfc-editor.org/rfc/rfc9113#section-8.7
+    //# Requests that have not been processed have not failed; clients MAY automatically retry them, even those with non-idempotent methods.
+    async fn tunnel(
+        &self,
+        to: &Target,
+        head: &Request<()>,
+    ) -> Result<(Rc<Connection>, Response<http2::Stream>), Failure> {
+        let mut again = STALE_MAX;
+        loop {
+            let (connection, slot) = self.stream(to).await?;
+            let is_extended = head.extensions().get::<Protocol>().is_some();
+            if is_extended && !connection.allows_extended_connect() {
+                return Err(Failure::new(Code::PP07));
+            }
+            match connection.tunnel(slot, head.clone()).await {
+                Ok(mut response) => {
+                    to.listen(response.headers_mut());
+                    return Ok((connection, response));
+                }
+                // One that goes on refuses for other reasons, and would refuse again.
+                Err(failure)
+                    if failure.retry == Retry::Unsent && again > 0 && !connection.is_usable() =>
+                {
+                    again -= 1;
+                }
+                Err(failure) => return Err(failure),
+            }
+        }
+    }
+
     /// The right to one stream of the shared connection to `to`.
     async fn stream(&self, to: &Target) -> Result<(Rc<Connection>, Slot), Failure> {
-        let key = match &to.transport {
-            Transport::Mesh(node) => Key::Node(node.id.clone(), to.address),
-            Transport::H2c | Transport::Http1 { .. } => Key::Instance(to.address),
-        };
         for _ in 0..=STALE_MAX {
-            let connection = self.connections.get(&key, || self.open(to)).await?;
+            let connection = self.connections.get(&to.key(), || self.open(to)).await?;
             match connection.slot().await {
                 Ok(slot) => return Ok((connection, slot)),
                 Err(NoSlot::Retired) => {}
@@ -309,8 +336,24 @@ impl Upstreams {
                 .await
                 .map_err(|elapsed| unreachable().because(elapsed))?
                 .map_err(|failure| unreachable().because(failure))?;
-            http2.open(tls, Peer::Node, Open::new(&mesh)).await
+            let counted = (Open::new(&mesh), node.connected());
+            http2.open(tls, Peer::Node, counted).await
         }
+    }
+
+    /// Makes the shared connection to `node` if there is none, and says when there is. What does not
+    /// come to that in the caller's time goes on by itself: whoever needs the connection joins it.
+    pub fn warm(self: &Rc<Self>, node: Arc<Node>, made: mpsc::Sender<()>) {
+        let this = self.clone();
+        let warm = async move {
+            let to = Target { address: node.address, transport: Transport::Mesh(node) };
+            let connection = this.connections.get(&to.key(), || this.open(&to)).await;
+            match connection {
+                Ok(_) => drop(made.try_send(())),
+                Err(failure) => tracing::debug!("a node is not reached: {}", chain(&failure)),
+            }
+        };
+        self.http2.tasks.spawn_local(tagged(Subsystem::Upstream, warm));
     }
 
     /// Closes the half of the pool that was used longest ago: memory is becoming short.
@@ -370,6 +413,14 @@ fn declined(head: &http::response::Parts) -> Failure {
 // === impl Target ===
 
 impl Target {
+    /// Which shared connection leads there.
+    fn key(&self) -> Key {
+        match &self.transport {
+            Transport::Mesh(node) => Key::Node(node.id.clone(), self.address),
+            Transport::H2c | Transport::Http1 { .. } => Key::Instance(self.address),
+        }
+    }
+
     /// Takes from the head of an answer what only nodes say to each other of themselves.
     fn listen(&self, headers: &mut HeaderMap) {
         let Transport::Mesh(node) = &self.transport else { return };

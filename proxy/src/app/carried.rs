@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use crate::edge::Edge;
 use crate::handoff::manifest::{Knowledge, Reached, Unhealthy};
 use crate::inventory::{Candidate, Entry};
+use crate::nodes::{Node, Word};
 
 /// Everything that this process knows now.
 pub(super) fn gather(edge: &Edge) -> Knowledge {
@@ -19,30 +20,42 @@ pub(super) fn gather(edge: &Edge) -> Knowledge {
     let nodes = nodes.map(|node| Reached {
         id: node.id.to_string(),
         rtt_microseconds: node.measured_rtt().unwrap_or_default().as_micros() as u64,
+        draining: node.is_draining(),
+        connected: node.is_connected(),
     });
     Knowledge { rules, unhealthy, nodes: nodes.collect() }
 }
 
-/// Knows it here, as far as it is about what there is.
-pub(super) fn learn(edge: &Edge, knowledge: Knowledge) {
+/// Knows it here, as far as it is about what there is; returns the nodes that will be needed at once,
+/// the nearest first.
+pub(super) fn learn(edge: &Edge, knowledge: Knowledge) -> Vec<Arc<Node>> {
     let Knowledge { rules, unhealthy, nodes } = knowledge;
     let rules = edge.verbosity.carry_rules(rules, Instant::now());
     let unhealthy = unhealthy.iter().filter(|unhealthy| take_out(edge, unhealthy)).count();
     // A node that nothing is known of is not chosen; the probes say soon whether that is still so.
-    let nodes = nodes.iter().filter(|reached| learn_node(edge, reached)).count();
+    let known = nodes.iter().filter_map(|reached| learn_node(edge, reached)).collect::<Vec<_>>();
+    let nodes = known.len();
     if rules + unhealthy + nodes > 0 {
         tracing::info!(rules, unhealthy, nodes, "the predecessor's knowledge is taken over");
     }
+    let needed = known.into_iter().filter(|(_, is_needed)| *is_needed);
+    let mut needed: Vec<_> = needed.map(|(node, _)| node).collect();
+    needed.sort_by_key(|node| node.rtt());
+    needed
 }
 
-fn learn_node(edge: &Edge, reached: &Reached) -> bool {
-    let Reached { id, rtt_microseconds } = reached;
-    let Some(node) = edge.nodes.iter().find(|node| node.id.to_string() == *id) else {
-        return false;
-    };
-    node.observe_rtt(Duration::from_micros(*rtt_microseconds));
+/// The node, if there still is one, and whether it will be needed at once.
+fn learn_node(edge: &Edge, reached: &Reached) -> Option<(Arc<Node>, bool)> {
+    let Reached { id, rtt_microseconds, draining, connected } = reached;
+    let node = edge.nodes.iter().find(|node| node.id.to_string() == *id)?;
+    if *rtt_microseconds > 0 {
+        node.observe_rtt(Duration::from_micros(*rtt_microseconds));
+    }
     node.set_reachable(true);
-    true
+    if *draining {
+        node.hear(Word::Draining); // until its own word comes
+    }
+    Some((node.clone(), *connected && !*draining))
 }
 
 fn unhealthy(entry: &Arc<Entry>) -> Vec<Unhealthy> {

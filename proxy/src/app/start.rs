@@ -34,6 +34,7 @@ use super::view::NodeView;
 use super::watch::{Subject, Watch};
 use super::{
     Node, Process, StartError, carried, drain, leash, memory, observe, signals, verbosity, view,
+    warm,
 };
 use crate::admin::status::Generation;
 use crate::admin::{Admin, Hours, Visitors};
@@ -121,9 +122,9 @@ impl Node {
                 ..Generation::default()
             };
             succession.set_other(Some(other), &edge.registry);
-            carried::learn(&edge, knowledge);
+            let needed = carried::learn(&edge, knowledge);
             manifest.tickets.iter().for_each(|keys| edge.tls.adopt_ticket_keys(keys));
-            (manifest, predecessor)
+            (manifest, needed, predecessor)
         });
         let observers = Observers::start(&edge).map(Arc::new).map_err(StartError::Observe)?;
         let admin = Admin::bind(&edge.config.admin, &mut inherited, &legacy);
@@ -219,7 +220,8 @@ impl Node {
         background.spawn("heapwatch", heapwatch.clone().run(stopped));
         background.spawn("snapshots", memory::keep(heapwatch.clone(), background.stop.clone()));
         background.spawn("verbosity", verbosity::run(edge.clone(), background.stop.clone()));
-        background.spawn("drain", drain::run(edge.clone(), remote, background.stop.clone()));
+        let stop = background.stop.clone();
+        background.spawn("drain", drain::run(edge.clone(), remote.clone(), stop));
         let upgrades = signals::upgrade(succession.clone(), upgrades, background.stop.clone());
         background.spawn("upgrades", upgrades);
         // A node that has never run knows no app until the source has answered. A successor has to know
@@ -227,7 +229,8 @@ impl Node {
         if restored == 0 || predecessor.is_some() {
             wait_for_source(&source).await;
         }
-        if let Some((Manifest { apps: expected, drained, .. }, predecessor)) = &predecessor {
+        if let Some((Manifest { apps: expected, drained, .. }, needed, predecessor)) = &predecessor
+        {
             // Maintenance outlasts an upgrade.
             if let Some(since) = drained {
                 edge.drain.begin(*since);
@@ -237,6 +240,9 @@ impl Node {
                 return Err(StartError::Behind { known, expected });
             }
             predecessor.at(Step::Loaded).await;
+            // No more than half of what is left, for to be ready late is to fail.
+            let left = patience.saturating_sub(started.elapsed()) / 2;
+            warm::connect(&remote, needed, left.min(edge.config.timeouts.handoff_warm)).await;
         }
         {
             let _working = INVENTORY.enter();
@@ -255,7 +261,7 @@ impl Node {
         // Nobody accepts before the node is this process's: until then its predecessor does, and what
         // this one had accepted would die with it if it did not come that far.
         let verdict = match &predecessor {
-            Some((_, predecessor)) => {
+            Some((.., predecessor)) => {
                 predecessor.at(Step::Ready).await;
                 let verdict = predecessor.wait_for_go(&edge.registry, patience).await;
                 verdict.map_err(StartError::Claim)?
@@ -273,7 +279,7 @@ impl Node {
             open.push(background.tasks.spawn_local(door));
         }
         let predecessor = match predecessor {
-            Some((_, predecessor)) => {
+            Some((.., predecessor)) => {
                 service::take_over(&status);
                 legacy.store();
                 background.spawn("admin", closed_admin.take().expect("it is opened once"));

@@ -22,6 +22,7 @@ use super::dial::Dialer;
 use crate::drain::{Class, Cuts, Deadlines};
 use crate::edge::Edge;
 use crate::listener::{self, Listening, PLACED_MAX, Peer, Placed, Placement};
+use crate::nodes::Node;
 use crate::upstream::{MeshConnect, Upstreams};
 use crate::worker::{Phase, Worker};
 
@@ -47,6 +48,8 @@ struct Thread {
 /// a few while memory is short, one for each word of an operator.
 enum Command {
     Listen(Listening),
+    /// Connect to nodes that will be needed.
+    Warm(Warm),
     /// Drain, or serve again.
     Enter(Phase),
     /// Memory is short.
@@ -55,6 +58,13 @@ enum Command {
     ResetLargest,
     /// Drain and end.
     Leave(Leave),
+}
+
+/// Nodes to connect to, and whom to tell of each connection.
+#[derive(Clone)]
+struct Warm {
+    nodes: Arc<[Arc<Node>]>,
+    made: mpsc::Sender<()>,
 }
 
 /// How a worker drains for good.
@@ -187,6 +197,16 @@ impl Remote {
         self.tell(|| Command::GiveWay(level));
     }
 
+    /// Has every worker connect to all of `nodes`: how many connections that makes, and who hears of
+    /// each that is made, until none is under way.
+    pub(super) fn warm(&self, nodes: &Arc<[Arc<Node>]>) -> (usize, mpsc::Receiver<()>) {
+        let wanted = self.commands.len() * nodes.len();
+        let (made, receiver) = mpsc::channel(wanted.max(1));
+        let warm = Warm { nodes: nodes.clone(), made };
+        self.tell(|| Command::Warm(warm.clone()));
+        (wanted, receiver)
+    }
+
     /// Asks every worker to end the connection that holds most of its memory.
     pub(super) fn reset_largest(&self) {
         self.tell(|| Command::ResetLargest);
@@ -317,6 +337,10 @@ async fn obey(
     loop {
         match commands.recv().await? {
             Command::Listen(listening) => listen(listening),
+            Command::Warm(Warm { nodes, made }) => {
+                let nodes = nodes.iter().cloned();
+                nodes.for_each(|node| worker.upstreams.warm(node, made.clone()));
+            }
             Command::GiveWay(level) => worker.give_way(level),
             Command::ResetLargest => worker.reset_largest(),
             Command::Enter(phase) => worker.enter(phase),

@@ -141,7 +141,14 @@ pub struct Knowledge {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reached {
     pub id: String,
+    /// 0: not measured yet.
     pub rtt_microseconds: u64,
+    /// It has said that it drains.
+    #[serde(default)]
+    pub draining: bool,
+    /// Requests were sent there a short while ago: there are connections to it.
+    #[serde(default)]
+    pub connected: bool,
 }
 
 /// One service of one instance of this node's.

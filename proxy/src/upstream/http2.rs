@@ -30,8 +30,6 @@ use crate::config;
 use crate::error::{Code, Failure, Retry};
 use crate::io::cork::{Buffers, cork};
 
-use super::connect::Open;
-
 use cancel::{Cancelled, Pace};
 pub(super) use stream::Stream;
 
@@ -126,7 +124,8 @@ impl Http2 {
         }
     }
 
-    /// Speaks HTTP/2 on `io` and waits for the peer's SETTINGS.
+    /// Speaks HTTP/2 on `io` and waits for the peer's SETTINGS. `counted` is dropped with the
+    /// connection.
     ///
     /// # Errors
     ///
@@ -135,7 +134,7 @@ impl Http2 {
         &self,
         io: T,
         peer: Peer,
-        counted: Open,
+        counted: impl Sized + 'static,
     ) -> Result<Rc<Connection>, Failure>
     where
         T: AsyncRead + AsyncWrite + Unpin + 'static,

@@ -277,8 +277,8 @@ async fn next_frame(body: &mut Body) -> Option<Result<Frame<Bytes>, Failure>> {
 }
 
 /// A body that the test feeds; it ends when the sender is dropped.
-fn fed() -> (tokio::sync::mpsc::Sender<Result<Bytes, Failure>>, Body) {
-    struct Fed(tokio::sync::mpsc::Receiver<Result<Bytes, Failure>>);
+fn fed() -> (mpsc::Sender<Result<Bytes, Failure>>, Body) {
+    struct Fed(mpsc::Receiver<Result<Bytes, Failure>>);
     impl http_body::Body for Fed {
         type Data = Bytes;
         type Error = Failure;
@@ -289,6 +289,6 @@ fn fed() -> (tokio::sync::mpsc::Sender<Result<Bytes, Failure>>, Body) {
             self.0.poll_recv(cx).map(|item| item.map(|bytes| bytes.map(Frame::data)))
         }
     }
-    let (sender, receiver) = tokio::sync::mpsc::channel(1);
+    let (sender, receiver) = mpsc::channel(1);
     (sender, Body::boxed(Fed(receiver)))
 }

@@ -122,6 +122,7 @@ pub(super) fn timeouts(mut section: Table<'_>) -> Timeouts {
         drain_websocket,
         drain_tcp,
         handoff,
+        handoff_warm,
         handoff_probation,
     } = &mut timeouts;
 
@@ -152,6 +153,13 @@ pub(super) fn timeouts(mut section: Table<'_>) -> Timeouts {
         *drain_spread = *drain / 2;
     }
     wait(of, "handoff", SHORTEST..=MINUTES, handoff);
+    wait(of, "handoff_warm", Duration::ZERO..=Duration::from_secs(60), handoff_warm);
+    if *handoff_warm > *handoff / 2 {
+        if of.has("handoff_warm") {
+            of.error("handoff_warm", "must not be above half of handoff, or nobody takes over");
+        }
+        *handoff_warm = *handoff / 2;
+    }
     wait(of, "handoff_probation", Duration::ZERO..=Duration::from_secs(60), handoff_probation);
     section.finish();
     timeouts

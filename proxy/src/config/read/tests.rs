@@ -54,7 +54,7 @@ fn defaults_start_at_the_folder_of_the_file() {
 fn every_bound_is_documented_and_read() {
     let sections =
         [("limits", fields(&Limits::default())), ("timeouts", fields(&Timeouts::default()))];
-    assert_eq!(sections[0].1.len() + sections[1].1.len(), 47);
+    assert_eq!(sections[0].1.len() + sections[1].1.len(), 48);
     for (section, keys) in sections {
         for key in keys {
             assert!(DOCUMENTED.contains(&format!("\n{key} = ")), "{key} is not documented");
@@ -459,4 +459,13 @@ fn connections_are_told_of_a_drain_before_they_are_cut() {
     assert_eq!(config.timeouts.drain_spread, Duration::from_millis(500));
     let lines = problems(&format!("{MINIMAL}[timeouts]\ndrain = \"1s\"\ndrain_spread = \"2s\"\n"));
     assert!(lines.len() == 1 && lines[0].contains("timeouts.drain_spread"), "{lines:?}");
+}
+
+#[test]
+fn a_successor_does_not_spend_its_time_on_connections() {
+    let config = accepted(&format!("{MINIMAL}[timeouts]\nhandoff = \"1s\"\n"));
+    assert_eq!(config.timeouts.handoff_warm, Duration::from_millis(500));
+    let lines =
+        problems(&format!("{MINIMAL}[timeouts]\nhandoff = \"1s\"\nhandoff_warm = \"1s\"\n"));
+    assert!(lines.len() == 1 && lines[0].contains("timeouts.handoff_warm"), "{lines:?}");
 }

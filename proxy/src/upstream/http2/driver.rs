@@ -12,7 +12,6 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use crate::io::cork::{Cork, Handle};
-use crate::upstream::connect::Open;
 
 use super::{Connection, Phase};
 
@@ -52,8 +51,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
         Self { h2, cork, pings, next_ping, unanswered: None, idle, timer, connection }
     }
 
-    /// Runs to the end of the connection. `_counted` is its place in the gauge.
-    pub(super) async fn run(mut self, _counted: Open) {
+    /// Runs to the end of the connection. `_counted` is its place in what counts connections.
+    pub(super) async fn run(mut self, _counted: impl Sized) {
         poll_fn(|cx| self.poll(cx)).await;
         let Self { h2, cork, connection, .. } = self;
         drop(h2); // every stream that is left learns that it is over

@@ -19,7 +19,7 @@ async fn piecemeal(bed: &Bed, pieces: &'static [&'static [u8]]) -> Scripted {
 #[test]
 fn head_and_small_body_are_one_segment() {
     run(async |bed: Bed| {
-        let (reads, mut seen) = tokio::sync::mpsc::channel(8);
+        let (reads, mut seen) = mpsc::channel(8);
         let instance = bed
             .instance(move |mut stream| {
                 let reads = reads.clone();
@@ -109,7 +109,7 @@ fn nothing_is_lent_while_an_instance_is_waited_for() {
 #[test]
 fn a_connection_that_begins_with_something_is_not_spoken_on() {
     run(async |bed: Bed| {
-        let (heard, mut seen) = tokio::sync::mpsc::channel(4);
+        let (heard, mut seen) = mpsc::channel(4);
         let instance = bed
             .instance(move |mut stream| {
                 let heard = heard.clone();
@@ -226,7 +226,7 @@ fn announced_trailers_of_a_request_are_sent() {
                 })
             }
         }
-        let (bodies, mut seen) = tokio::sync::mpsc::channel(8);
+        let (bodies, mut seen) = mpsc::channel(8);
         let instance = bed
             .instance(move |mut stream| {
                 let bodies = bodies.clone();

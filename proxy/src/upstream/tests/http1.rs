@@ -241,7 +241,7 @@ fn interim_answers_are_skipped() {
 #[test]
 fn the_instance_sees_origin_form_and_a_framed_body() {
     run(async |bed: Bed| {
-        let (heads, mut seen) = tokio::sync::mpsc::channel(8);
+        let (heads, mut seen) = mpsc::channel(8);
         let instance = bed
             .instance(move |mut stream| {
                 let heads = heads.clone();
@@ -340,7 +340,7 @@ fn the_connection_is_used_again_after_an_early_answer() {
 #[test]
 fn an_answer_that_is_complete_before_the_request_costs_the_connection() {
     run(async |bed: Bed| {
-        let (closed, mut seen) = tokio::sync::mpsc::channel(4);
+        let (closed, mut seen) = mpsc::channel(4);
         let instance = bed
             .instance(move |mut stream| {
                 let closed = closed.clone();
@@ -484,7 +484,7 @@ fn the_deadline_of_the_head_counts_from_the_end_of_the_request_body() {
 #[test]
 fn cancelling_closes_the_connection_at_once() {
     run(async |bed: Bed| {
-        let (closed, mut seen) = tokio::sync::mpsc::channel(4);
+        let (closed, mut seen) = mpsc::channel(4);
         let instance = bed
             .instance(move |mut stream| {
                 let closed = closed.clone();

@@ -1,7 +1,5 @@
 use super::*;
 
-use tokio::sync::mpsc;
-
 fn connect_head() -> Request<()> {
     let mut head = Request::connect("instance-1:5432").body(()).unwrap();
     head.headers_mut().insert("ferrule-hops", "1".parse().unwrap());
@@ -312,5 +310,78 @@ fn a_node_that_falls_silent_is_noticed_while_somebody_waits_for_it() {
         assert_eq!((refused.failure.code, refused.failure.retry), (Code::PU02, Retry::Idempotent));
         assert!((29..=31).contains(&start.elapsed().as_secs()), "{:?}", start.elapsed());
         assert!(!connection.is_usable());
+    });
+}
+
+/// A node whose first connections end with GOAWAY before the first stream that they see, with which
+/// stream as the last one; how many connections it had.
+async fn leaving(bed: &Bed, connections: usize, last_stream: u32) -> (Target, Rc<Cell<usize>>) {
+    let (tasks, count) = (bed.tasks.clone(), Rc::new(Cell::new(0)));
+    let seen = count.clone();
+    let node = bed.instance(move |stream| {
+        let (tasks, seen) = (tasks.clone(), seen.clone());
+        async move {
+            let mut tls = certificates().0.accept(stream).await.unwrap();
+            seen.set(seen.get() + 1);
+            if seen.get() > connections {
+                let mut h2 = extended().handshake(tls).await.unwrap();
+                while let Some(Ok((request, respond))) = h2.accept().await {
+                    tasks.spawn_local(h2_echo(request, respond));
+                }
+                return;
+            }
+            // SETTINGS with ENABLE_CONNECT_PROTOCOL, so that both kinds of CONNECT are sent.
+            tls.write_all(&[0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 1]).await.unwrap();
+            tls.flush().await.unwrap();
+            headers(&mut tls).await;
+            let mut goaway = vec![0, 0, 8, 7, 0, 0, 0, 0, 0];
+            goaway.extend(last_stream.to_be_bytes());
+            goaway.extend([0; 4]);
+            tls.write_all(&goaway).await.unwrap();
+            tls.flush().await.unwrap();
+            drop(tls.read_to_end(&mut Vec::new()).await);
+        }
+    });
+    (node_at(node.await.address), count)
+}
+
+/// Reads until a HEADERS frame has come.
+async fn headers(tls: &mut TlsServerStream) {
+    tls.read_exact(&mut [0; 24]).await.unwrap(); // the preface
+    loop {
+        let mut head = [0; 9];
+        tls.read_exact(&mut head).await.unwrap();
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
+        tls.read_exact(&mut vec![0; length]).await.unwrap();
+        if head[3] == 1 {
+            return;
+        }
+    }
+}
+
+#[test]
+fn a_tunnel_that_meets_the_end_of_its_connection_is_opened_on_the_next() {
+    run(async |bed: Bed| {
+        for connections in 1..=STALE_MAX {
+            let (node, count) = leaving(&bed, connections, 0).await;
+            let tunnel = bed.upstreams.connect(&node, connect_head()).await.unwrap();
+            both_directions_end_one_by_one(tunnel).await;
+            assert_eq!(count.get(), connections + 1);
+        }
+        let (node, count) = leaving(&bed, 1, 0).await;
+        let outcome = bed.upstreams.upgrade(&node, websocket(), "websocket").await.unwrap();
+        let Upgrade::Switched(_, tunnel) = outcome else { panic!("it switches") };
+        both_directions_end_one_by_one(tunnel).await;
+        assert_eq!(count.get(), 2);
+    });
+}
+
+#[test]
+fn a_node_that_always_leaves_is_not_asked_for_ever() {
+    run(async |bed: Bed| {
+        let (node, count) = leaving(&bed, usize::MAX, 0).await;
+        let failure = bed.upstreams.connect(&node, connect_head()).await.err().unwrap();
+        assert_eq!((failure.code, failure.retry), (Code::PU02, Retry::Unsent));
+        assert_eq!(count.get(), STALE_MAX + 1);
     });
 }
