@@ -288,7 +288,9 @@ fn a_predecessor_that_dies_once_it_has_given_everything_is_succeeded() {
         kill(first, Signal::KILL);
         // New connections wait in the queues of sockets that were never closed.
         assert_eq!(edge.get("hello.test", "/").status, 200, "killed at {at}");
-        assert_eq!(upgrade.wait(wait::PATIENCE).code(), Some(69), "it does not know");
+        assert_eq!(upgrade.wait(wait::PATIENCE).code(), Some(0), "{}", upgrade.output());
+        let end = format!("pid {successor} is generation 2; the old one died");
+        assert!(upgrade.output().contains(&end), "{}", upgrade.output());
         wait::until("the successor answers for the node", || {
             let outcome = edge.command(&["status", "--json"]);
             outcome.code == 0 && outcome.stdout.contains(&format!("\"pid\":{successor},"))

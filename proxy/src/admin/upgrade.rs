@@ -39,6 +39,9 @@ pub enum Outcome {
     Begins { seconds_max: u64 },
     /// The successor is the node; this process drains.
     Serves { pid: u32, generation: u64, old: Draining },
+    /// The process that carried it out is gone, and its successor is the node. No process says this of
+    /// itself: whoever asked for the upgrade finds it out.
+    Succeeded { pid: u32, generation: u64 },
     /// This process is the node as before.
     Failed {
         reason: String,

@@ -1,11 +1,14 @@
 //! `ferrule upgrade`: the node's process is replaced, and this says how that goes.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use clap::Args;
 
+use super::client::ClientError;
 use super::table::counted;
 use super::{Exit, Failure, Node, answer, client, complain};
+use crate::admin;
 use crate::admin::upgrade::{Ask, Line, Outcome};
 use crate::handoff::manifest::Step;
 use crate::handoff::predecessor::Progress;
@@ -19,6 +22,9 @@ pub(super) struct Upgrade {
     node: Node,
 }
 
+/// Between two looks at who the node is, when the one that carried out the upgrade is gone.
+const LOOK: Duration = Duration::from_millis(50);
+
 // === impl Upgrade ===
 
 impl Upgrade {
@@ -26,16 +32,36 @@ impl Upgrade {
         let Self { binary, node } = self;
         // What is relative is so to this process, not to the node.
         let binary = binary.map(|path| std::path::absolute(&path).unwrap_or(path));
-        let mut outcome = None;
-        client::follow(&node.socket()?, "/upgrade", &Ask { binary }, |json, line: Line| {
-            // A closed stdout ends nothing: the node goes on by itself.
-            drop(answer(if node.json { json.to_owned() } else { text(&line) }));
-            if let Line::Outcome(last) = line {
-                outcome = Some(last);
+        let socket = node.socket()?;
+        // A closed stdout ends nothing: the node goes on by itself.
+        let say = |json: &str, line: &Line| {
+            drop(answer(if node.json { json.to_owned() } else { text(line) }));
+        };
+        let (mut outcome, mut successor, mut patience) = (None, None, Duration::ZERO);
+        let followed = client::follow(&socket, "/upgrade", &Ask { binary }, |json, line: Line| {
+            say(json, &line);
+            match line {
+                Line::Outcome(Outcome::Begins { seconds_max }) => {
+                    patience = Duration::from_secs(seconds_max);
+                }
+                Line::Outcome(last) => outcome = Some(last),
+                Line::Progress(Progress::Spawned { pid, .. }) => successor = Some(pid),
+                Line::Progress(_) => {}
             }
-        })?;
+        });
+        // Who was to say how it ends may be gone, and the successor the node all the same.
+        if outcome.is_none()
+            && let Some(pid) = successor
+            && let Some(generation) = generation_of(&socket, pid, patience)
+        {
+            let line = Line::Outcome(Outcome::Succeeded { pid, generation });
+            let json = serde_json::to_string(&line).expect("its keys are strings") + "\n";
+            say(&json, &line);
+            return Ok(Exit::Success);
+        }
+        followed?;
         match outcome {
-            Some(Outcome::Serves { .. }) => Ok(Exit::Success),
+            Some(Outcome::Serves { .. } | Outcome::Succeeded { .. }) => Ok(Exit::Success),
             Some(Outcome::Failed { reason, configuration }) => {
                 let exit = if configuration { Exit::Usage } else { Exit::Unavailable };
                 complain("the node goes on as it was");
@@ -45,6 +71,21 @@ impl Upgrade {
                 let message = "the node broke off before the upgrade was over".to_owned();
                 Err(Failure { exit: Exit::Unavailable, message })
             }
+        }
+    }
+}
+
+/// The generation of the process `pid`, once it is the node: within `patience`, unless nobody is or
+/// another process goes on.
+fn generation_of(socket: &Path, pid: u32, patience: Duration) -> Option<u64> {
+    let deadline = Instant::now() + patience;
+    loop {
+        // The socket is the one that the successor was given: it answers there once it serves.
+        match client::try_page::<admin::Status>(socket, "/status") {
+            Ok((_, status)) => return (status.pid == pid).then_some(status.generation),
+            Err(ClientError::Nobody(_)) => return None,
+            Err(_) if Instant::now() >= deadline => return None,
+            Err(_) => std::thread::sleep(LOOK),
         }
     }
 }
@@ -72,6 +113,11 @@ fn text(line: &Line) -> String {
                  the old one drains: {connections}, for at most {seconds} s\n"
             )
         }
+        Line::Outcome(Outcome::Succeeded { pid, generation }) => {
+            format!(
+                "pid {pid} is generation {generation}; the old one died before it could say so\n"
+            )
+        }
         Line::Progress(Progress::Committed)
         | Line::Outcome(Outcome::Begins { .. } | Outcome::Failed { .. }) => String::new(),
     }
@@ -96,6 +142,10 @@ mod tests {
         check(r#"{"event":"sent","sockets":1}"#, "it was given 1 socket\n");
         check(r#"{"event":"successor","step":"serving"}"#, "it serves\n");
         check(r#"{"event":"committed"}"#, "");
+        check(
+            r#"{"event":"succeeded","pid":7,"generation":2}"#,
+            "pid 7 is generation 2; the old one died before it could say so\n",
+        );
         let old = Draining { connections: 2, requests: 1, seconds_left: 30 };
         let line = Line::Outcome(Outcome::Serves { pid: 7, generation: 2, old });
         check(

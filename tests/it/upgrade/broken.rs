@@ -160,13 +160,15 @@ fn a_predecessor_that_is_killed_leaves_a_node_that_refuses_nobody() {
     let _turn = turn();
     for point in OF_PREDECESSOR {
         let mut busy = Busy::start(Edge::builder(), &CLASSES);
-        let (_upgrade, successor) = busy.upgrade_until(point);
+        let (mut upgrade, successor) = busy.upgrade_until(point);
         busy.edge.signal(Signal::KILL);
         let pid = u64::try_from(successor.as_raw_nonzero().get()).unwrap();
         wait::until("the successor is the node", || {
             busy.edge.try_status().is_some_and(|status| status["pid"] == pid)
         });
         assert_eq!(busy.edge.follow(), 2);
+        let code = upgrade.wait(wait::PATIENCE).code();
+        assert_eq!(code, Some(0), "killed at {point:?}: {}", upgrade.output());
         busy.traffic.next_generation();
         busy.traffic.flows();
         let Busy { stage, edge, traffic } = busy;
