@@ -1,8 +1,10 @@
 //! Takes a node down again, in reverse, and says what was left.
 
+use std::time::Duration;
+
 use telemetry::heapwatch::Reason;
-use telemetry::service;
-use tokio::time::Instant;
+use telemetry::service::{self, Manager};
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::threads::Report;
@@ -11,6 +13,10 @@ use crate::drain::{Class, Deadlines};
 use crate::edge::Edge;
 use crate::handoff::predecessor::Heir;
 use crate::listener::Stance;
+
+/// How long a process drains whose successor has died, under a service manager. Clients wait in the
+/// listen queues meanwhile.
+const ORPHANED: Duration = Duration::from_secs(2);
 
 impl Node {
     /// In reverse.
@@ -70,7 +76,7 @@ impl Node {
                 let deadline = Instant::now() + longest;
                 tokio::select! {
                     report = threads.drain(deadlines, hurry.clone()) => report,
-                    never = inform(heir, &edge, deadline) => match never {},
+                    never = inform(heir, &edge, deadline, hurry) => match never {},
                 }
             }
         };
@@ -84,10 +90,24 @@ impl Node {
     }
 }
 
-/// Tells the successor how this process drains.
-async fn inform(heir: &Heir, edge: &Edge, deadline: Instant) -> std::convert::Infallible {
-    heir.inform(&edge.registry, || draining(edge, deadline)).await;
+/// Tells the successor how this process drains. If it dies, nobody is the node: a service manager that
+/// starts it again waits for this process too, which therefore does not take all of its time.
+async fn inform(
+    heir: &Heir,
+    edge: &Edge,
+    deadline: Instant,
+    hurry: &CancellationToken,
+) -> std::convert::Infallible {
+    let was_told = heir.inform(&edge.registry, || draining(edge, deadline)).await;
     part(edge);
+    if !was_told && Manager::of_environment().is_some() {
+        tracing::error!(
+            seconds = ORPHANED.as_secs(),
+            "nobody is the node, and nobody starts it while this process drains: it hurries"
+        );
+        sleep(ORPHANED).await;
+        hurry.cancel();
+    }
     std::future::pending().await
 }
 

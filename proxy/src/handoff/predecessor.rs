@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::PathBuf;
+use std::pin::pin;
 use std::process::{Child, Command, ExitStatus};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -50,6 +51,8 @@ pub struct Heir {
     patience: Duration,
     deadline: Instant,
     is_the_node: bool,
+    /// It has said that it ends because it was told to.
+    said_farewell: bool,
 }
 
 /// What whoever asked for the upgrade may want to see.
@@ -173,7 +176,15 @@ impl Heir {
         let spawn = |source| HandoffError::Spawn { program: program.clone(), source };
         let child = spawned.map_err(spawn)?;
         let deadline = Instant::now() + patience;
-        Ok(Self { child, channel, at: Step::Started, patience, deadline, is_the_node: false })
+        Ok(Self {
+            child,
+            channel,
+            at: Step::Started,
+            patience,
+            deadline,
+            is_the_node: false,
+            said_farewell: false,
+        })
     }
 
     pub fn pid(&self) -> u32 {
@@ -300,7 +311,10 @@ impl Heir {
         match timeout_at(until, self.channel.receive::<FromSuccessor>()).await {
             Err(_) => self.answers().await,
             // It was told to stop: so the node was.
-            Ok(Ok((FromSuccessor::Farewell, _))) => Ok(()),
+            Ok(Ok((FromSuccessor::Farewell, _))) => {
+                self.said_farewell = true;
+                Ok(())
+            }
             Ok(Ok((other, _))) => Err(self.unexpected(other)),
             Ok(Err(source)) => Err(self.broken(source)),
         }
@@ -314,24 +328,29 @@ impl Heir {
         self.say(&FromPredecessor::Probe, &[]).await?;
         let received = timeout_at(self.deadline, self.channel.receive::<FromSuccessor>()).await;
         match received.map_err(|_| self.silent())? {
-            Ok((FromSuccessor::At { step: Step::Serving } | FromSuccessor::Farewell, _)) => Ok(()),
+            Ok((FromSuccessor::At { step: Step::Serving }, _)) => Ok(()),
+            Ok((FromSuccessor::Farewell, _)) => {
+                self.said_farewell = true;
+                Ok(())
+            }
             Ok((other, _)) => Err(self.unexpected(other)),
             Err(source) => Err(self.broken(source)),
         }
     }
 
     /// Tells the successor every second how this process does and what it has counted, until it is
-    /// gone.
+    /// gone; says whether it was told to go.
     ///
     /// # Cancel safety
     ///
     /// Nothing is half said.
-    pub async fn inform(&self, registry: &Registry, draining: impl Fn() -> Draining) {
+    pub async fn inform(&self, registry: &Registry, draining: impl Fn() -> Draining) -> bool {
+        let mut gone = pin!(self.gone());
         let mut ticks = tokio::time::interval(Duration::from_secs(1));
         loop {
             tokio::select! {
                 _ = ticks.tick() => {}
-                gone = self.gone() => return gone,
+                was_told = &mut gone => return was_told,
             }
             drop(self.channel.send(&FromPredecessor::Draining(draining()), &[]).await);
             self.tell_metrics(registry).await;
@@ -354,9 +373,13 @@ impl Heir {
         drop(self.channel.send(&FromPredecessor::Farewell, &[]).await);
     }
 
-    async fn gone(&self) {
-        while self.channel.receive::<FromSuccessor>().await.is_ok() {}
-        tracing::warn!(pid = self.pid(), "the successor is gone");
+    async fn gone(&self) -> bool {
+        let mut was_told = self.said_farewell;
+        while let Ok((message, _)) = self.channel.receive::<FromSuccessor>().await {
+            was_told |= matches!(message, FromSuccessor::Farewell);
+        }
+        tracing::warn!(pid = self.pid(), was_told, "the successor is gone");
+        was_told
     }
 
     /// Ends the process and says what it had come to.
