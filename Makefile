@@ -103,10 +103,20 @@ instructions: ## counts the instructions of what each request pays for, and comp
 instructions-update: ## stores them
 	proxy/benches/instructions $(MICRO) --update
 
-proof-upgrade: install-tools ## upgrades under load, with transfers of 100 MB: all classes, bind, steer and mesh, one at a time
+UPGRADES ?= 20
+PROOF_UPGRADE = $(CURDIR)/target/proof-upgrade
+
+# All that is said is in target/proof-upgrade.log, the table in target/proof-upgrade.txt.
+proof-upgrade: install-tools ## 20 upgrades under every class of traffic, with transfers of 100 MB, in bind and steer mode and over the mesh
 	cargo build --release --locked -p proxy --bin ferrule
-	FERRULE_BINARY=$(CURDIR)/target/release/ferrule FERRULE_TRANSFER_BYTES=100000000 FERRULE_UPGRADES=50 \
-	  cargo test --locked -p tests --test it -- upgrade:: --test-threads 1 --nocapture
+	@rm -f $(PROOF_UPGRADE).table
+	ended=0; FERRULE_BINARY=$(CURDIR)/target/release/ferrule FERRULE_TRANSFER_BYTES=100000000 \
+	  FERRULE_UPGRADES=$(UPGRADES) FERRULE_PROOF=$(PROOF_UPGRADE).table \
+	  cargo test --locked -p tests --test it -- upgrade:: --test-threads 1 --nocapture \
+	  2>&1 | tee $(PROOF_UPGRADE).log || ended=$$?; \
+	{ echo 'class|mode|upgrades|begun|done|refused|reset|failed|cut|duplicated|slowest ms'; \
+	  sort -s -t '|' -k 1,1 $(PROOF_UPGRADE).table; } | column -t -s '|' | tee $(PROOF_UPGRADE).txt; \
+	exit $$ended
 
 bench: install-tools ## beside nginx and HAProxy only: CPU, latency, memory; see loadtest/README.md
 	cargo build --release --locked -p proxy --bin ferrule -p loadtest --bin loadtest

@@ -1,7 +1,8 @@
 //! A node that is replaced under load: nobody notices.
 //!
 //! How often and how much is for every run of the tests; `FERRULE_UPGRADES` and
-//! `FERRULE_TRANSFER_BYTES` make it more (`make proof-upgrade` does).
+//! `FERRULE_TRANSFER_BYTES` make it more, and `FERRULE_PROOF` names a file for what became of each
+//! class (`make proof-upgrade` does all of that).
 
 mod control;
 mod load;
@@ -11,11 +12,13 @@ mod limits;
 mod leftovers;
 mod broken;
 
+use std::fs::OpenOptions;
+use std::io::Write as _;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tests::edge::{Builder, Edge};
-use tests::traffic::{Class, Http, Over, Size};
+use tests::traffic::{Class, Http, Origin, Over, Report, Size, Tally};
 
 /// Every class of traffic but the crowd.
 const ALL: [Class; 14] = [
@@ -73,4 +76,28 @@ fn brisk(node: Builder) -> Builder {
 #[track_caller]
 fn upgrade(edge: &mut Edge) {
     edge.upgrade();
+}
+
+/// A line per class for the table of the proof, if there is to be one.
+fn write_down(mode: &str, upgrades: u64, report: &Report) {
+    for (class, tally) in &report.tallies {
+        let Tally { sent, ok, refused, reset, failed, cut, .. } = tally;
+        let slowest = tally.slowest.as_millis();
+        append(&format!(
+            "{class:?}|{mode}|{upgrades}|{sent}|{ok}|{refused}|{reset}|{failed}|{cut}|-|{slowest}"
+        ));
+    }
+}
+
+/// And one for all that must not reach an instance twice, whatever class sent it.
+fn write_down_once(mode: &str, upgrades: u64, origin: &Origin) {
+    let (ids, twice) = (origin.ids(), origin.duplicated());
+    append(&format!("POST, once|{mode}|{upgrades}|{ids}|{ids}|-|-|-|-|{twice}|-"));
+}
+
+fn append(line: &str) {
+    let Some(path) = std::env::var_os("FERRULE_PROOF") else { return };
+    let file = OpenOptions::new().append(true).create(true).open(path);
+    let written = file.and_then(|mut file| writeln!(file, "{line}"));
+    written.expect("the file of the proof can be written");
 }

@@ -130,8 +130,12 @@ impl Lab {
     /// A node that listens by `listen` ("steer", "bind", "auto") on the lab's prefixes and filters
     /// by `filter`, to be started inside the edge's namespace. It has no cgroup unless told.
     pub fn node(&self, listen: &str, filter: &str) -> Builder {
-        Edge::builder()
-            .set("listen", &format!("mode = {listen:?}"))
+        self.fit(Edge::builder(), listen, filter)
+    }
+
+    /// The same of a node that is described already.
+    pub fn fit(&self, node: Builder, listen: &str, filter: &str) -> Builder {
+        node.set("listen", &format!("mode = {listen:?}"))
             .set("listen", "addresses = [\"0.0.0.0\", \"::\"]")
             .set("listen", &format!("prefixes = {PREFIXES:?}"))
             .set("filter", &format!("mode = {filter:?}"))

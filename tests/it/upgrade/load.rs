@@ -3,7 +3,7 @@
 use tests::edge::Edge;
 use tests::traffic::{Class, Http, Over, Report, Stage, Target, Traffic};
 
-use super::{ALL, brisk, times, transfers, turn, upgrade};
+use super::{ALL, brisk, times, transfers, turn, upgrade, write_down, write_down_once};
 
 /// Upgrades `edge` so many times in a row; every class is served by every generation.
 pub(super) fn upgrades(edge: &mut Edge, traffic: &Traffic, times: u64) {
@@ -53,6 +53,8 @@ fn many_upgrades_in_a_row_lose_nothing_of_any_class() {
     upgrades(&mut edge, &traffic, times);
     let report = traffic.stop();
     eprintln!("{times} upgrades in {:.1} s\n{report}", report.took.as_secs_f64());
+    write_down("bind", times, &report);
+    write_down_once("bind", times, stage.web());
     report.assert_nothing_lost();
     assert_eq!(stage.web().duplicated(), 0, "nothing came twice");
     assert_handed_over(&report, times);
