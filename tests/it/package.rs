@@ -180,3 +180,52 @@ fn installing_makes_the_user_and_the_folders_and_starts_nothing() {
     assert!(!package.root.join("var/lib/ferrule").exists());
     assert!(etc.join("certificates/hello.key").exists() && !etc.join("apps").exists());
 }
+
+/// What a machine of its own has: this one's files, with whatever is written to them in memory only.
+const MACHINE: &str = "\
+mount -t tmpfs tmpfs /mnt
+mkdir /mnt/upper /mnt/work /mnt/root
+mount -t overlay overlay -o lowerdir=/,upperdir=/mnt/upper,workdir=/mnt/work /mnt/root || exit 77
+cp \"$1\" /mnt/root/root/ferrule.deb
+mount -t proc proc /mnt/root/proc
+mount -t tmpfs tmpfs /mnt/root/run
+mount -t tmpfs tmpfs /mnt/root/dev
+mknod -m 666 /mnt/root/dev/null c 1 3
+exec chroot /mnt/root sh -exc \"$2\"
+";
+
+/// What an administrator does to it, one after the other; each line must succeed.
+const LIFE: &str = "\
+export DEBIAN_FRONTEND=noninteractive PATH=/usr/sbin:/usr/bin:/sbin:/bin
+dpkg -i /root/ferrule.deb
+[ \"$(dpkg-query -W -f '${Status}' ferrule)\" = 'install ok installed' ]
+[ \"$(stat -c %U:%G:%a /etc/ferrule /etc/ferrule/edge.toml | tr '\\n' ' ')\" = 'root:ferrule:750 root:ferrule:640 ' ]
+setpriv --reuid ferrule --regid ferrule --clear-groups ferrule check --config /etc/ferrule/edge.toml
+echo '# mine' >>/etc/ferrule/edge.toml
+dpkg -i --force-confold /root/ferrule.deb
+tail -n 1 /etc/ferrule/edge.toml | grep -q mine
+dpkg -r ferrule
+[ ! -e /usr/bin/ferrule ]
+[ -e /etc/ferrule/edge.toml ]
+dpkg -i /root/ferrule.deb
+dpkg -P ferrule
+[ ! -e /etc/ferrule ]
+";
+
+#[test]
+fn the_package_is_installed_updated_removed_and_purged_by_dpkg() {
+    let Some(package) = Package::build() else { return };
+    for name in ["unshare", "chroot", "dpkg", "adduser", "setpriv"] {
+        let Some(_) = need::tool(name) else { return };
+    }
+    if !geteuid().is_root() {
+        return need::skip("a file system of one's own needs root");
+    }
+    let mut machine = Command::new("unshare");
+    machine.args(["--mount", "--pid", "--fork", "--net", "sh", "-ec", MACHINE, "sh"]);
+    let lived = run(machine.arg(&package.file).arg(LIFE));
+    if lived.code == 77 {
+        return need::skip("no overlay of this machine's files can be made");
+    }
+    assert_eq!(lived.code, 0, "{}{}", lived.stdout, lived.stderr);
+}
