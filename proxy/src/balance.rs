@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::error::{Code, Failure};
 use crate::inventory::{Candidate, Entry};
-use load::{Level, Load, Millis};
+use load::{Level, Load, Millis, Streak};
 use permit::Permit;
 use pick::{Choice, Circumstances, Field};
 use queue::Queue;
@@ -222,20 +222,20 @@ impl Assignment {
         Some(Self::new(candidate.clone(), permit, Instant::now()))
     }
 
-    /// The head of the answer came.
+    /// The head of the answer came; whether the body does is for the permit to hear.
     pub fn answered(&self, now: Instant) {
-        self.report(|load| load.answered(now - self.began, now));
+        self.report_answer(|load| load.answered(now - self.began, now));
     }
 
     /// The head of the answer came, and it says that the instance failed (5xx).
     pub fn answered_with_error(&self, now: Instant) {
-        self.report(|load| load.answered_with_error(now - self.began, now));
+        self.report_answer(|load| load.answered_with_error(now - self.began, now));
     }
 
     /// The attempt failed. Only what the instance or the way to it is to blame for counts.
     pub fn failed(&self, code: Code, now: Instant) {
         self.report(|load| {
-            if blames_instance(code) {
+            if code.blames_instance() {
                 load.failed(now);
             }
         });
@@ -254,6 +254,13 @@ impl Assignment {
     /// The permit, to live as long as the body of the answer.
     pub fn into_permit(mut self) -> Permit {
         self.permit.take().expect("taken only here, which consumes the assignment")
+    }
+
+    fn report_answer(&self, report: impl FnOnce(&Load) -> Streak) {
+        self.reported.set(true);
+        if let Some(permit) = &self.permit {
+            permit.answered(report(permit.load()));
+        }
     }
 
     fn report(&self, report: impl FnOnce(&Load)) {
@@ -291,12 +298,6 @@ impl Tried {
     pub fn contains(&self, load: &Arc<Load>) -> bool {
         self.loads.iter().any(|tried| Arc::ptr_eq(tried, load))
     }
-}
-
-/// Whether a failure says something about the instance or the way to it: all of PC and PU do.
-fn blames_instance(code: Code) -> bool {
-    use Code::{PC01, PC03, PC05, PC06, PU01, PU02, PU03, PU05, PU06, PU07};
-    matches!(code, PC01 | PC03 | PC05 | PC06 | PU01 | PU02 | PU03 | PU05 | PU06 | PU07)
 }
 
 #[cfg(test)]

@@ -35,6 +35,8 @@ pub enum Retry {
 pub struct Failure {
     pub code: Code,
     pub retry: Retry,
+    /// Though its code names the instance, something else was the cause.
+    is_excused: bool,
     source: Option<BoxError>,
 }
 
@@ -184,6 +186,12 @@ impl Code {
         )
     }
 
+    /// Whether it says something about the instance or the way to it: all of PC and PU do.
+    pub const fn blames_instance(self) -> bool {
+        use Code::{PC01, PC03, PC05, PC06, PU01, PU02, PU03, PU05, PU06, PU07};
+        matches!(self, PC01 | PC03 | PC05 | PC06 | PU01 | PU02 | PU03 | PU05 | PU06 | PU07)
+    }
+
     /// Whether it says that something is wrong with this node, or on its way to others, rather than
     /// with one client or app: requests nearby may show what.
     ///
@@ -203,7 +211,7 @@ impl Code {
 
 impl Failure {
     pub fn new(code: Code) -> Self {
-        Self { code, retry: Retry::Never, source: None }
+        Self { code, retry: Retry::Never, is_excused: false, source: None }
     }
 
     pub fn because(mut self, source: impl Into<BoxError>) -> Self {
@@ -214,6 +222,17 @@ impl Failure {
     pub fn retry(mut self, retry: Retry) -> Self {
         self.retry = retry;
         self
+    }
+
+    /// The instance is not to be blamed for it, whatever the code says.
+    pub fn excused(mut self) -> Self {
+        self.is_excused = true;
+        self
+    }
+
+    /// Whether the instance, or the way to it, is to blame.
+    pub fn blames_instance(&self) -> bool {
+        !self.is_excused && self.code.blames_instance()
     }
 
     /// The answer to the client: status, `ferrule-error`, one sentence.

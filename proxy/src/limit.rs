@@ -9,6 +9,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 use telemetry::event;
+use tokio::time::Instant;
 
 use crate::balance::node::RequestGuard;
 use crate::balance::permit::Permit;
@@ -98,8 +99,14 @@ impl HeldBody {
     }
 
     fn fail(&self, failure: &Failure) {
-        let Some(Held { trace: Some(trace), .. }) = &self.held else { return };
-        trace.record.wide(|wide| wide.error = Some(failure.code.as_str()));
+        let Some(held) = &self.held else { return };
+        // Its head has counted as an answer already.
+        if let Some(permit) = held.permit.as_ref().filter(|_| failure.blames_instance()) {
+            permit.broken_off(Instant::now());
+        }
+        if let Some(trace) = &held.trace {
+            trace.record.wide(|wide| wide.error = Some(failure.code.as_str()));
+        }
     }
 }
 
@@ -146,6 +153,7 @@ impl http_body::Body for HeldBody {
 #[cfg(test)]
 mod tests {
     use std::future::poll_fn;
+    use std::time::Duration;
 
     use http_body::Body as _;
     use telemetry::metrics::Registry;
@@ -153,9 +161,13 @@ mod tests {
     use tokio_util::task::TaskTracker;
 
     use super::*;
+    use crate::balance::load::Millis;
     use crate::balance::node::NodeLimits;
     use crate::balance::rng::Rng;
+    use crate::balance::{self, Origin, Tried};
     use crate::config::Limits;
+    use crate::error::Code;
+    use crate::inventory::tests::{app, instances, inventory, limited, upsert};
 
     /// Fails as `way` says when it is polled.
     struct Broken(Way);
@@ -193,7 +205,7 @@ mod tests {
 
     const WAYS: [(&str, Way); 4] = [
         ("finished", || Poll::Ready(None)),
-        ("failed", || Poll::Ready(Some(Err(Failure::new(crate::error::Code::PU05))))),
+        ("failed", || Poll::Ready(Some(Err(Failure::new(Code::PU05))))),
         ("cancelled", || Poll::Pending),
         ("panicked", || panic!("on purpose")),
     ];
@@ -215,6 +227,38 @@ mod tests {
             local.run_until(end(&node, way)).await;
             assert_eq!(node.in_flight(), 0, "{name} in round {round}");
         }
+    }
+
+    const NOW: Duration = Duration::ZERO;
+
+    /// Whether an instance is left alone after four answers that end as `way` says.
+    async fn ejects(way: Way) -> bool {
+        let service = limited(1, None);
+        let inventory = inventory();
+        let entry = upsert(&inventory, app("a", vec![service], instances("x@own")));
+        let (tried, rng) = (Tried::default(), Rng::seeded(1));
+        for _ in 0..4 {
+            let assigned = balance::assign(&entry, 0, &tried, Origin::Client, NOW, &rng).await;
+            let assignment = assigned.unwrap();
+            assignment.answered(Instant::now());
+            let held = Held { permit: Some(assignment.into_permit()), ..Held::default() };
+            let mut body = HeldBody::new(Body::boxed(Broken(way)), held);
+            poll_fn(|cx| Poll::Ready(Pin::new(&mut body).poll_frame(cx).is_pending())).await;
+        }
+        entry.candidates[0].load(0).unwrap().is_ejected(Millis::at(Instant::now()))
+    }
+
+    #[tokio::test]
+    async fn an_instance_that_breaks_its_answers_off_is_left_alone_for_a_while() {
+        assert!(ejects(|| Poll::Ready(Some(Err(Failure::new(Code::PU05))))).await);
+    }
+
+    #[tokio::test]
+    async fn an_instance_is_not_blamed_for_what_others_break_off() {
+        assert!(!ejects(|| Poll::Ready(None)).await);
+        assert!(!ejects(|| Poll::Pending).await, "the client went");
+        assert!(!ejects(|| Poll::Ready(Some(Err(Failure::new(Code::PP09))))).await);
+        assert!(!ejects(|| Poll::Ready(Some(Err(Failure::new(Code::PU05).excused())))).await);
     }
 
     #[tokio::test]

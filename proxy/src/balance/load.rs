@@ -51,6 +51,13 @@ pub enum Level {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Millis(u64);
 
+/// Failures in a row that an answer has ended, and how often the instance had been left alone for them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Streak {
+    failures: u8,
+    ejections: u8,
+}
+
 const CORDONED: u8 = 1;
 /// Not in the newest version of its app any more.
 const GONE: u8 = 2;
@@ -148,21 +155,37 @@ impl Load {
         })
     }
 
-    /// The head of an answer came after `took`.
-    pub fn answered(&self, took: Duration, now: Instant) {
+    /// The head of an answer came after `took`; says what that has ended, for [`Self::broken_off`].
+    pub fn answered(&self, took: Duration, now: Instant) -> Streak {
         self.latency.observe(took, Millis::at(now));
-        if self.failures.load(Relaxed) != 0 {
-            self.failures.store(0, Relaxed);
-            let ejections = self.ejections.load(Relaxed);
-            self.ejections.store(ejections.saturating_sub(1), Relaxed);
+        let failures = self.failures.load(Relaxed);
+        if failures == 0 {
+            return Streak::default();
         }
+        let ejections = self.ejections.load(Relaxed);
+        self.failures.store(0, Relaxed);
+        self.ejections.store(ejections.saturating_sub(1), Relaxed);
+        Streak { failures, ejections }
+    }
+
+    /// The answer that ended `streak` was broken off: it was none, and the streak goes on with it.
+    ///
+    /// Its head counted as a success when it came, because a body may take hours; an instance that
+    /// breaks off each would otherwise never fail twice in a row.
+    pub fn broken_off(&self, streak: Streak, now: Instant) {
+        let Streak { failures, ejections } = streak;
+        // Others may have gone on counting since.
+        self.failures.fetch_max(failures, Relaxed);
+        self.ejections.fetch_max(ejections, Relaxed);
+        self.failed(now);
     }
 
     /// It answered, but with an error of its own (5xx). That costs it preference, not its place: a
     /// stranger who knows a URL that fails must not be able to eject a tenant's instances.
-    pub fn answered_with_error(&self, took: Duration, now: Instant) {
-        self.answered(took, now);
+    pub fn answered_with_error(&self, took: Duration, now: Instant) -> Streak {
+        let streak = self.answered(took, now);
         self.latency.penalise(Millis::at(now));
+        streak
     }
 
     /// Somebody stopped waiting after `waited`: known to be no faster than that.

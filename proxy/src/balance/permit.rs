@@ -1,10 +1,11 @@
 //! The right to have one request or connection at one instance, given back when dropped.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::load::{Load, Millis};
+use super::load::{Load, Millis, Streak};
 
 /// Counted against the hard limit of one instance and service for as long as it lives.
 ///
@@ -19,18 +20,30 @@ use super::load::{Load, Millis};
 pub struct Permit {
     /// `None` once it was given back or passed on.
     load: Option<Arc<Load>>,
+    /// What the answer that it was used for has ended.
+    ended: Cell<Streak>,
 }
 
 // === impl Permit ===
 
 impl Permit {
     pub(super) fn new(load: Arc<Load>) -> Self {
-        Self { load: Some(load) }
+        Self { load: Some(load), ended: Cell::default() }
     }
 
     /// What it counts at.
     pub fn load(&self) -> &Arc<Load> {
         self.load.as_ref().expect("only drop takes it")
+    }
+
+    /// The head of an answer came, and ended a streak of failures.
+    pub(super) fn answered(&self, ended: Streak) {
+        self.ended.set(ended);
+    }
+
+    /// The instance broke the answer off.
+    pub fn broken_off(&self, now: Instant) {
+        self.load().broken_off(self.ended.get(), now);
     }
 }
 

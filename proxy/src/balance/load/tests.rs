@@ -48,6 +48,49 @@ fn the_third_failure_in_a_row_ejects_and_a_success_between_does_not() {
 }
 
 #[test]
+fn the_third_answer_in_a_row_that_is_broken_off_ejects_and_a_whole_one_between_does_not() {
+    let (load, now) = load(None);
+    let is_ejected = || load.is_ejected(Millis::at(now));
+    let break_off = || load.broken_off(load.answered(SECOND, now), now);
+    (0..2).for_each(|_| break_off());
+    load.answered(SECOND, now);
+    (0..2).for_each(|_| break_off());
+    assert!(!is_ejected());
+    break_off();
+    assert!(is_ejected());
+}
+
+#[test]
+fn answers_broken_off_side_by_side_count_one_by_one() {
+    let (load, now) = load(None);
+    let begun: Vec<_> = (0..3).map(|_| load.answered(SECOND, now)).collect();
+    for (streak, ejects) in begun.into_iter().zip([false, false, true]) {
+        load.broken_off(streak, now);
+        assert_eq!(load.is_ejected(Millis::at(now)), ejects);
+    }
+}
+
+#[test]
+fn an_answer_broken_off_after_an_ejection_makes_the_next_one_longer() {
+    let (load, now) = load(None);
+    (0..3).for_each(|_| load.failed(now));
+    let later = now + 6 * SECOND;
+    assert!(!load.is_ejected(Millis::at(later)));
+    load.broken_off(load.answered(SECOND, later), later);
+    assert!(load.is_ejected(Millis::at(later + 9 * SECOND)));
+    assert!(!load.is_ejected(Millis::at(later + 11 * SECOND)));
+}
+
+#[test]
+fn what_breaks_answers_off_is_not_preferred_however_fast_its_heads_are() {
+    let (load, now) = load(None);
+    load.answered(SECOND / 100, now);
+    let before = load.cost(Millis::at(now));
+    (0..2).for_each(|_| load.broken_off(load.answered(SECOND / 1000, now), now));
+    assert!(load.cost(Millis::at(now)) > before * 10.0);
+}
+
+#[test]
 fn ejections_in_a_row_grow_to_a_minute_and_shrink_with_success() {
     let (load, mut now) = load(None);
     let mut ejection = |first: bool| {
@@ -83,7 +126,9 @@ fn errors_in_answers_cost_preference_but_never_eject() {
     let (load, now) = load(None);
     load.answered(SECOND / 100, now);
     let before = load.cost(Millis::at(now));
-    (0..100).for_each(|_| load.answered_with_error(SECOND / 1000, now));
+    for _ in 0..100 {
+        load.answered_with_error(SECOND / 1000, now);
+    }
     assert!(!load.is_ejected(Millis::at(now)));
     assert!(load.cost(Millis::at(now)) > before * 100.0);
 }

@@ -101,7 +101,9 @@ impl Download {
             let Some(socket) = &self.socket else { return Poll::Ready(None) };
             if socket.is_interrupted(cx) {
                 self.socket = None;
-                return Poll::Ready(Some(Err(failed("the request was not sent to its end"))));
+                // It is the client who broke it off.
+                let failure = failed("the request was not sent to its end").excused();
+                return Poll::Ready(Some(Err(failure)));
             }
             if self.decode() {
                 self.patience.renew();
@@ -120,7 +122,8 @@ impl Download {
                 Poll::Pending => {
                     ready!(self.patience.poll_spent(cx));
                     self.socket = None;
-                    return Poll::Ready(Some(Err(failed("no byte in time"))));
+                    // A stream of events may be silent for long.
+                    return Poll::Ready(Some(Err(failed("no byte in time").excused())));
                 }
             }
         }

@@ -54,14 +54,15 @@ impl Download {
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Item> {
         let Poll::Ready(item) = self.poll_stream(cx) else {
             ready!(self.patience.poll_spent(cx));
-            let failure = Failure::new(Code::PU05).because("no byte in time");
+            // A stream of events may be silent for long.
+            let failure = Failure::new(Code::PU05).because("no byte in time").excused();
             return Poll::Ready(Some(Err(failure)));
         };
         self.patience.renew();
         Poll::Ready(match item {
             Some(Err(error)) => {
                 self.exchange.broke();
-                Some(Err(Failure::new(Code::PU05).because(error)))
+                Some(Err(broken(error)))
             }
             Some(Ok(frame)) => {
                 if self.exchange.ends_here() {
@@ -95,6 +96,14 @@ impl Download {
         let trailers = ready!(body.poll_trailers(cx)).transpose();
         Poll::Ready(trailers.map(|trailers| trailers.map(Frame::trailers)))
     }
+}
+
+fn broken(error: h2::Error) -> Failure {
+    // CANCEL is what we say when a client breaks its request off, and what a node says when it is
+    // the client behind us that takes nothing.
+    let is_excused = error.reason() == Some(h2::Reason::CANCEL);
+    let failure = Failure::new(Code::PU05).because(error);
+    if is_excused { failure.excused() } else { failure }
 }
 
 impl http_body::Body for Download {
