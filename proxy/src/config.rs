@@ -184,6 +184,9 @@ pub struct Limits {
     pub h2_connection_window_bytes: u32,
     /// Bytes of a response waiting to be sent on one stream. Default: 64 KiB.
     pub h2_send_buffer_bytes: usize,
+    /// Bytes of responses waiting to be sent on one connection, over all its streams: the more there
+    /// are, the less each stream may hold, but for 2 KiB that each may always have. Default: 128 KiB.
+    pub h2_connection_send_buffer_bytes: usize,
     /// HTTP/2 frames other than DATA and HEADERS of one connection in 10 s. Default: 10,000.
     pub h2_control_frames_max: u32,
     /// Streams of one connection reset in 10 s, by either side. Default: 100.
@@ -402,6 +405,7 @@ impl Default for Limits {
             h2_stream_window_bytes: 64 * 1024,
             h2_connection_window_bytes: 1024 * 1024,
             h2_send_buffer_bytes: 64 * 1024,
+            h2_connection_send_buffer_bytes: 128 * 1024,
             h2_control_frames_max: 10_000,
             h2_resets_max: 100,
             upstream_idle_per_instance_max: 512,

@@ -182,6 +182,7 @@ fn node(echo: &Echo, flood: SocketAddr) -> edge::Builder {
     Edge::builder()
         .apps([flood, App::new("quiet").instance(echo.address())])
         .limit("h2_send_buffer_bytes", HELD as u64)
+        .limit("h2_connection_send_buffer_bytes", 8 * (STREAMS * HELD) as u64)
         .timeout("response_write", "2m")
         .timeout("response_body", "2m")
 }

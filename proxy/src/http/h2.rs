@@ -10,6 +10,7 @@ pub(crate) mod meter;
 mod tunnel;
 mod word;
 mod duplex;
+mod share;
 
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
@@ -18,7 +19,6 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::Bytes;
 use h2::server::{self, SendResponse};
 use h2::{Reason, RecvStream};
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
@@ -29,6 +29,7 @@ use tokio::time::{Instant, timeout};
 
 use self::body::{Patience, RequestBody};
 use self::meter::{Excess, Meter, Metered};
+use self::share::{Chunk, Share};
 use crate::alarm::{Alarm, Deadline};
 use crate::body::Body;
 use crate::config::Limits;
@@ -48,7 +49,11 @@ pub struct Settings {
     pub stream_window_bytes: u32,
     pub connection_window_bytes: u32,
     pub frame_bytes_max: u32,
+    /// Bytes of an answer that wait to be sent on one stream.
     pub send_buffer_bytes: usize,
+    /// The same of all streams together, and what one of them may add to it.
+    pub held_bytes_max: usize,
+    pub held_stream_bytes_max: usize,
     pub idle: Duration,
     /// Bytes of a head, decoded.
     pub head_bytes_max: usize,
@@ -91,7 +96,7 @@ struct Driver<'w> {
     farewell: Option<Instant>,
 }
 
-type H2Connection = server::Connection<Cork<Metered>, Bytes>;
+type H2Connection = server::Connection<Cork<Metered>, Chunk>;
 
 /// Serves requests on `stream` with `service` until the client or the node ends it.
 ///
@@ -147,9 +152,14 @@ impl Driver<'_> {
     ) -> Result<(), Failure> {
         let mut connection = self.handshake(io).await?;
         self.alarm.disarm();
-        let context =
-            StreamContext { worker: self.worker.this(), raw_tunnels: self.settings.raw_tunnels };
+        let Settings { held_bytes_max, held_stream_bytes_max, raw_tunnels, .. } = self.settings;
+        let context = StreamContext {
+            worker: self.worker.this(),
+            share: Share::new(held_bytes_max, held_stream_bytes_max),
+            raw_tunnels,
+        };
         poll_fn(|cx| {
+            self.meter.borrow_mut().begin_turn();
             loop {
                 match connection.poll_accept(cx) {
                     Poll::Ready(Some(Ok((request, respond)))) => {
@@ -186,7 +196,7 @@ impl Driver<'_> {
     }
 
     async fn handshake(&self, io: Cork<Metered>) -> Result<H2Connection, Failure> {
-        let mut handshake = pin!(self.builder().handshake(io));
+        let mut handshake = pin!(self.builder().handshake::<_, Chunk>(io));
         let timeout = self.worker.edge.config.timeouts.request_head;
         poll_fn(|cx| {
             let connection = handshake.as_mut().poll(cx);
@@ -211,6 +221,8 @@ impl Driver<'_> {
             connection_window_bytes,
             frame_bytes_max,
             send_buffer_bytes,
+            held_bytes_max: _,
+            held_stream_bytes_max: _,
             head_bytes_max,
             control_frames_max: _,
             resets_max,
@@ -373,20 +385,21 @@ impl Drop for Counted {
 #[derive(Clone)]
 struct StreamContext {
     worker: Rc<Worker>,
+    share: Rc<Share>,
     raw_tunnels: bool,
 }
 
 /// One request and its answer.
 async fn serve_stream<S: RequestService>(
     request: Request<RecvStream>,
-    mut respond: SendResponse<Bytes>,
+    mut respond: SendResponse<Chunk>,
     service: Rc<RefCell<S>>,
     context: StreamContext,
     mark: Mark,
 ) {
     let worker = &context.worker;
     if context.raw_tunnels && word::is_asked_for(&request) {
-        return Box::pin(word::say(respond, worker)).await;
+        return Box::pin(word::say(respond, &context.share, worker)).await;
     }
     let timeouts = &worker.edge.config.timeouts;
     let (mut head, recv) = request.into_parts();
@@ -419,7 +432,7 @@ async fn serve_stream<S: RequestService>(
     let arrival = Arrival { request: Request::from_parts(head, body), upgrade };
     let answer = service.borrow_mut().call(arrival);
     drop(service);
-    let Some(response) = unless_reset(answer, &mut respond).await else { return };
+    let Some(response) = unless_reset(answer, &mut respond, &context).await else { return };
     answered.set(true);
     let (mut head, mut body) = response.into_parts();
     if context.raw_tunnels {
@@ -434,7 +447,8 @@ async fn serve_stream<S: RequestService>(
     if let (Some(recv), Some(switched)) = (tunnel, slot.take()) {
         // Boxed: few streams are tunnels, and all would carry the space for it.
         worker.classify(mark, switched.kind.class());
-        return Box::pin(tunnel::serve(head, recv, respond, switched, worker)).await;
+        return Box::pin(tunnel::serve(head, recv, respond, switched, &context.share, worker))
+            .await;
     }
     //= https://www.rfc-editor.org/rfc/rfc9110#section-9.3.2
     //# the server MUST NOT send content in the response
@@ -444,7 +458,7 @@ async fn serve_stream<S: RequestService>(
     }
     let ends = body.is_end_stream();
     let Ok(send) = respond.send_response(Response::from_parts(head, ()), ends) else { return };
-    if !ends && let Err(failure) = body::send(send, &mut body, worker).await {
+    if !ends && let Err(failure) = body::send(send, &mut body, &context.share, worker).await {
         worker.count(&failure);
     }
 }
@@ -453,11 +467,14 @@ async fn serve_stream<S: RequestService>(
 /// what it does upstream.
 async fn unless_reset<E>(
     answer: impl Future<Output = Result<Response<Body>, E>>,
-    respond: &mut SendResponse<Bytes>,
+    respond: &mut SendResponse<Chunk>,
+    context: &StreamContext,
 ) -> Option<Response<Body>> {
     let mut answer = pin!(answer);
     poll_fn(|cx| {
-        if let Poll::Ready(answer) = answer.as_mut().poll(cx) {
+        // With the head comes a part of the body.
+        let (room, poll) = (context.share.first_room(), || answer.as_mut().poll(cx));
+        if let Poll::Ready(answer) = context.worker.buffers.within(room, poll) {
             return Poll::Ready(answer.ok());
         }
         respond.poll_reset(cx).map(|_| None)
@@ -474,6 +491,8 @@ impl Settings {
             connection_window_bytes: limits.h2_connection_window_bytes,
             frame_bytes_max: 16 * 1024,
             send_buffer_bytes: limits.h2_send_buffer_bytes,
+            held_bytes_max: limits.h2_connection_send_buffer_bytes,
+            held_stream_bytes_max: limits.h2_send_buffer_bytes,
             idle,
             head_bytes_max: limits.head_bytes_max,
             control_frames_max: limits.h2_control_frames_max,
@@ -490,6 +509,10 @@ impl Settings {
             connection_window_bytes: 16 * 1024 * 1024,
             frame_bytes_max: 64 * 1024,
             send_buffer_bytes: 256 * 1024,
+            // Everybody's requests share the connection: what clients of one app do not read must not
+            // make those of another wait.
+            held_bytes_max: usize::MAX,
+            held_stream_bytes_max: usize::MAX,
             idle: Duration::from_secs(600),
             // As a client may send, and what the first node adds to it.
             head_bytes_max: limits.head_bytes_max + MESH_HEAD_BYTES,

@@ -8,7 +8,7 @@
 //! Bounded: with `CORK_BYTES_MAX` pending, writes first drain and are otherwise `Pending`, so a slow
 //! reader holds that much and no more.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -45,7 +45,20 @@ struct Inner<T> {
 /// The buffers one worker lends to its connections.
 #[derive(Clone, Default)]
 pub struct Buffers {
-    spare: Rc<RefCell<Vec<Vec<u8>>>>,
+    shared: Rc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    spare: RefCell<Vec<Vec<u8>>>,
+    /// What a read may bring for whoever is polled now.
+    room: Cell<Option<usize>>,
+}
+
+/// Puts back what was there, also after a panic.
+struct Within<'b> {
+    room: &'b Cell<Option<usize>>,
+    before: Option<usize>,
 }
 
 /// A corked transport and the handle that drains it.
@@ -108,8 +121,10 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Cork<T> {
         }
         let before = inner.buffer.len();
         for slice in slices {
-            inner.buffer.extend_from_slice(slice);
-            if inner.buffer.len() - inner.start >= CORK_BYTES_MAX {
+            // No more than the bound, or the buffer would double to hold the end of a frame.
+            let room = CORK_BYTES_MAX - (inner.buffer.len() - inner.start);
+            inner.buffer.extend_from_slice(&slice[..slice.len().min(room)]);
+            if slice.len() >= room {
                 break;
             }
         }
@@ -185,12 +200,12 @@ impl<T> Drop for Inner<T> {
 impl Buffers {
     /// An empty buffer, a used one if there is any.
     pub fn lend(&self) -> Vec<u8> {
-        self.spare.borrow_mut().pop().unwrap_or_else(|| Vec::with_capacity(16 * 1024))
+        self.shared.spare.borrow_mut().pop().unwrap_or_else(|| Vec::with_capacity(16 * 1024))
     }
 
     /// Keeps `buffer` for the next connection, unless there are enough or it has grown too large.
     pub fn take_back(&self, mut buffer: Vec<u8>) {
-        let mut spare = self.spare.borrow_mut();
+        let mut spare = self.shared.spare.borrow_mut();
         let usable = 0 < buffer.capacity() && buffer.capacity() <= 4 * CORK_BYTES_MAX;
         if usable && spare.len() < SPARE_MAX {
             buffer.clear();
@@ -198,10 +213,29 @@ impl Buffers {
         }
     }
 
+    /// Calls `poll`, for which a read of an answer should bring `room` bytes at most. Nobody else is
+    /// polled meanwhile: it is the worker's only thread.
+    pub fn within<R>(&self, room: usize, poll: impl FnOnce() -> R) -> R {
+        let before = self.shared.room.replace(Some(room));
+        let _within = Within { room: &self.shared.room, before };
+        poll()
+    }
+
+    /// What a read of an answer may bring now.
+    pub fn room(&self) -> usize {
+        self.shared.room.get().unwrap_or(usize::MAX)
+    }
+
     /// Buffers that nobody has.
     #[cfg(test)]
     pub(crate) fn spare_count(&self) -> usize {
-        self.spare.borrow().len()
+        self.shared.spare.borrow().len()
+    }
+}
+
+impl Drop for Within<'_> {
+    fn drop(&mut self) {
+        self.room.set(self.before);
     }
 }
 

@@ -127,6 +127,53 @@ async fn a_window_of_zero_is_waited_for_and_then_given_up() {
     node.settles().await;
 }
 
+/// Streams that nobody reads use up what the connection may hold; one that is read goes on, and so do
+/// they once they are.
+#[tokio::test]
+async fn streams_that_are_not_read_do_not_stop_one_that_is() {
+    const STALLED: u32 = 99;
+    const BODY: usize = 200_000;
+    const INITIAL_WINDOW_SIZE: u16 = 4;
+    let node = Node::with(|setup| setup.limits.h2_connection_send_buffer_bytes = 64 << 10).await;
+    let mut raw = Raw::with_settings(&node, &[(INITIAL_WINDOW_SIZE, 0)]).await;
+    raw.send(&frame(h2c::WINDOW_UPDATE, 0, 0, &(1u32 << 30).to_be_bytes())).await;
+    let stalled: Vec<u32> = (0..STALLED).map(|index| 2 * index + 1).collect();
+    for stream in &stalled {
+        raw.send(&get(*stream, &format!("/size/{BODY}"))).await;
+    }
+    raw.until(|outcome| outcome.statuses.len() == stalled.len()).await;
+    let open = |stream: u32| frame(h2c::WINDOW_UPDATE, 0, stream, &(BODY as u32).to_be_bytes());
+    let late = 2 * STALLED + 1;
+    raw.send(&[get(late, &format!("/size/{BODY}")), open(late)].concat()).await;
+    let outcome = raw.until(|outcome| outcome.ended.contains(&late)).await;
+    assert_eq!((outcome.resets.len(), outcome.ended.len()), (0, 1), "{outcome:?}");
+    for stream in &stalled {
+        raw.send(&open(*stream)).await;
+    }
+    let outcome = raw.until(|outcome| outcome.ended.len() == stalled.len()).await;
+    assert!(outcome.resets.is_empty(), "{outcome:?}");
+    drop(raw);
+    node.settles().await;
+}
+
+#[tokio::test]
+async fn bodies_arrive_whole_however_little_the_streams_may_hold_together() {
+    let node = Node::with(|setup| setup.limits.h2_connection_send_buffer_bytes = 64 << 10).await;
+    let mut builder = Builder::new();
+    builder.initial_window_size(1 << 20).initial_connection_window_size(1 << 24);
+    let client = Client::with(&node, &builder).await;
+    let bodies = (0..100).map(|index| {
+        let (client, size) = (&client, 100_000 + index);
+        async move {
+            let (status, body) = client.get(&format!("/size/{size}")).await;
+            assert!(status == 200 && body[..] == pattern(size), "{size}");
+        }
+    });
+    join_all(bodies).await;
+    client.ended().await;
+    node.settles().await;
+}
+
 #[tokio::test]
 async fn an_upload_that_drips_is_reset_and_its_siblings_go_on() {
     let node = Node::with(|setup| setup.timeouts.request_body = 2 * SECOND).await;

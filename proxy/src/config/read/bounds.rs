@@ -35,6 +35,7 @@ pub(super) fn limits(mut section: Table<'_>) -> Limits {
         h2_stream_window_bytes,
         h2_connection_window_bytes,
         h2_send_buffer_bytes,
+        h2_connection_send_buffer_bytes,
         h2_control_frames_max,
         h2_resets_max,
         upstream_idle_per_instance_max,
@@ -65,6 +66,8 @@ pub(super) fn limits(mut section: Table<'_>) -> Limits {
     let windows = CONNECTION_WINDOW_MIN..=256 << 20;
     bytes(of, "h2_connection_window_bytes", windows, h2_connection_window_bytes);
     bytes(of, "h2_send_buffer_bytes", 4 * KIB..=16 * MIB, h2_send_buffer_bytes);
+    let together = 64 * KIB..=1024 * MIB;
+    bytes(of, "h2_connection_send_buffer_bytes", together, h2_connection_send_buffer_bytes);
     count(of, "h2_control_frames_max", 100..=10_000_000, h2_control_frames_max);
     count(of, "h2_resets_max", 1..=1_000_000, h2_resets_max);
     count(of, "upstream_idle_per_instance_max", 0..=65_535, upstream_idle_per_instance_max);

@@ -12,6 +12,7 @@ use h2::{Reason, RecvStream, SendStream};
 use http_body::{Body as _, Frame, SizeHint};
 use tokio::time::Instant;
 
+use super::share::{Chunk, Holder, Share};
 use crate::alarm::{Alarm, TICK};
 use crate::body::Body;
 use crate::error::{Code, Failure};
@@ -121,11 +122,12 @@ impl Patience {
 /// [`Code::PP09`] when the client resets the stream, [`Code::PP06`] when it takes nothing for
 /// `stall`, and whatever the body fails with.
 pub(super) async fn send(
-    mut stream: SendStream<Bytes>,
+    mut stream: SendStream<Chunk>,
     body: &mut Body,
+    share: &Rc<Share>,
     worker: &Worker,
 ) -> Result<(), Failure> {
-    let sent = send_frames(&mut stream, body, worker).await;
+    let sent = send_frames(&mut stream, body, &Holder::new(share), worker).await;
     if let Err(failure) = &sent {
         let reason =
             if failure.code == Code::PP06 { Reason::CANCEL } else { Reason::INTERNAL_ERROR };
@@ -135,12 +137,14 @@ pub(super) async fn send(
 }
 
 async fn send_frames(
-    stream: &mut SendStream<Bytes>,
+    stream: &mut SendStream<Chunk>,
     body: &mut Body,
+    holder: &Rc<Holder>,
     worker: &Worker,
 ) -> Result<(), Failure> {
     let (alarm, stall) = (&worker.alarms.alarm(), worker.edge.config.timeouts.response_write);
     loop {
+        wait_for_room(stream, holder, alarm, stall).await?;
         let frame = poll_fn(|cx| {
             if let Poll::Ready(reason) = stream.poll_reset(cx) {
                 return Poll::Ready(Err(reset(reason)));
@@ -149,15 +153,18 @@ async fn send_frames(
                 alarm.arm(TICK, cx);
                 return Poll::Pending;
             }
-            Poll::Ready(Ok(ready!(Pin::new(&mut *body).poll_frame(cx))))
+            // There is more of it while the instance is waited for, never less than a little.
+            let room = ready!(holder.poll_room(cx));
+            let poll = || Pin::new(&mut *body).poll_frame(cx);
+            Poll::Ready(Ok(ready!(worker.buffers.within(room, poll))))
         })
         .await?;
         match frame.transpose()? {
-            None => return stream.send_data(Bytes::new(), true).map_err(gone),
+            None => return stream.send_data(holder.hold(Bytes::new()), true).map_err(gone),
             Some(frame) => match frame.into_data() {
                 Ok(data) => {
                     let last = body.is_end_stream();
-                    send_data(stream, data, last, alarm, stall).await?;
+                    send_data(stream, holder.hold(data), last, alarm, stall).await?;
                     if last {
                         return Ok(());
                     }
@@ -172,8 +179,8 @@ async fn send_frames(
 }
 
 async fn send_data(
-    stream: &mut SendStream<Bytes>,
-    mut data: Bytes,
+    stream: &mut SendStream<Chunk>,
+    mut data: Chunk,
     last: bool,
     alarm: &Alarm,
     stall: Duration,
@@ -193,8 +200,37 @@ async fn send_data(
     Ok(())
 }
 
+/// Until more may be taken from the body.
+async fn wait_for_room(
+    stream: &mut SendStream<Chunk>,
+    holder: &Holder,
+    alarm: &Alarm,
+    stall: Duration,
+) -> Result<(), Failure> {
+    alarm.disarm();
+    let mut before = holder.sent();
+    poll_fn(|cx| {
+        if holder.poll_room(cx).is_ready() {
+            return Poll::Ready(Ok(()));
+        }
+        if let Poll::Ready(reason) = stream.poll_reset(cx) {
+            return Poll::Ready(Err(reset(reason)));
+        }
+        if alarm.is_due() {
+            let sent = std::mem::replace(&mut before, holder.sent());
+            if sent == before {
+                return Poll::Ready(Err(Code::PP06.into()));
+            }
+            alarm.disarm();
+        }
+        alarm.arm_once(stall, cx);
+        Poll::Pending
+    })
+    .await
+}
+
 async fn wait_for_capacity(
-    stream: &mut SendStream<Bytes>,
+    stream: &mut SendStream<Chunk>,
     alarm: &Alarm,
     stall: Duration,
 ) -> Result<usize, Failure> {

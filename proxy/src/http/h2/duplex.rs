@@ -2,15 +2,19 @@
 
 use std::io;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
 use h2::{Reason, RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::share::{Chunk, Holder, Share};
+
 /// One stream whose head has been answered.
 pub(super) struct Duplex {
-    send: SendStream<Bytes>,
+    send: SendStream<Chunk>,
+    holder: Rc<Holder>,
     recv: RecvStream,
     received: Bytes,
     sent_end: bool,
@@ -22,8 +26,8 @@ const WRITE_BYTES_MAX: usize = 16 * 1024;
 // === impl Duplex ===
 
 impl Duplex {
-    pub(super) fn new(send: SendStream<Bytes>, recv: RecvStream) -> Self {
-        Self { send, recv, received: Bytes::new(), sent_end: false }
+    pub(super) fn new(send: SendStream<Chunk>, recv: RecvStream, share: &Rc<Share>) -> Self {
+        Self { send, holder: Holder::new(share), recv, received: Bytes::new(), sent_end: false }
     }
 }
 
@@ -59,7 +63,8 @@ impl AsyncWrite for Duplex {
         if let Poll::Ready(reason) = this.send.poll_reset(cx) {
             return Poll::Ready(Err(broken(reason.map_or_else(|error| error, h2::Error::from))));
         }
-        this.send.reserve_capacity(bytes.len().min(WRITE_BYTES_MAX));
+        let room = ready!(this.holder.poll_room(cx)).min(WRITE_BYTES_MAX);
+        this.send.reserve_capacity(bytes.len().min(room));
         let mut capacity = this.send.capacity();
         while capacity == 0 {
             capacity = match ready!(this.send.poll_capacity(cx)) {
@@ -67,8 +72,9 @@ impl AsyncWrite for Duplex {
                 None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
             };
         }
-        let take = capacity.min(bytes.len()).min(WRITE_BYTES_MAX);
-        this.send.send_data(Bytes::copy_from_slice(&bytes[..take]), false).map_err(broken)?;
+        let take = capacity.min(bytes.len()).min(room);
+        let chunk = this.holder.hold(Bytes::copy_from_slice(&bytes[..take]));
+        this.send.send_data(chunk, false).map_err(broken)?;
         Poll::Ready(Ok(take))
     }
 
@@ -80,7 +86,8 @@ impl AsyncWrite for Duplex {
     fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         if !self.sent_end {
             self.sent_end = true;
-            self.send.send_data(Bytes::new(), true).map_err(broken)?;
+            let end = self.holder.hold(Bytes::new());
+            self.send.send_data(end, true).map_err(broken)?;
         }
         Poll::Ready(Ok(()))
     }

@@ -31,6 +31,8 @@ pub(crate) struct Meter {
     header_len: usize,
     control: u32,
     resets: u32,
+    /// Header blocks since the connection's turn began.
+    heads: u32,
     settings_acknowledged: bool,
     /// A header block began and has not ended.
     in_header_block: bool,
@@ -54,6 +56,13 @@ pub(crate) enum Excess {
 
 const PREFACE_BYTES: usize = 24;
 const HEADER_BYTES: usize = 9;
+
+/// Header blocks after which a connection reads no more before the requests of it have been looked at.
+///
+/// h2 decodes all that it can read, and a decoded field takes a hundred bytes where the client sent
+/// one (a reference to its table): with this, a read and some more are decoded at a time, and not what
+/// a hundred streams may have.
+const HEADS_PER_TURN: u32 = 16;
 
 /// Counts are kept for this long.
 const WINDOW: Duration = Duration::from_secs(10);
@@ -112,6 +121,7 @@ impl Meter {
         match kind {
             frame::DATA => {}
             frame::HEADERS | frame::CONTINUATION => {
+                self.heads += 1;
                 self.in_header_block = flags & frame::FLAG_END_HEADERS == 0;
             }
             frame::RST_STREAM => {
@@ -124,6 +134,16 @@ impl Meter {
             }
             _ => self.control += 1,
         }
+    }
+
+    /// The connection is polled from here on.
+    pub(super) fn begin_turn(&mut self) {
+        self.heads = 0;
+    }
+
+    /// Whether others, and the requests that were read, should have their turn first.
+    fn has_had_its_turn(&self) -> bool {
+        self.heads >= HEADS_PER_TURN
     }
 
     /// Whether a count is over its bound; cheap enough for every poll.
@@ -169,6 +189,10 @@ impl AsyncRead for Metered {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.meter.borrow().has_had_its_turn() {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let before = buf.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
         self.meter.borrow_mut().read(&buf.filled()[before..]);
@@ -225,6 +249,19 @@ mod tests {
             let resets = vec![frame(frame::RST_STREAM, 0, 4); 4];
             assert_eq!(metered(&resets, piece).excess(10, 3), Some(Excess::Resets));
         }
+    }
+
+    #[test]
+    fn a_connection_has_had_its_turn_after_so_many_heads_and_gets_another() {
+        let heads = |count| vec![frame(frame::HEADERS, 5, 40); count];
+        let few = metered(&heads(HEADS_PER_TURN as usize - 1), 64);
+        assert!(!few.has_had_its_turn());
+        let mut many = metered(&heads(HEADS_PER_TURN as usize), 64);
+        assert!(many.has_had_its_turn());
+        many.begin_turn();
+        assert!(!many.has_had_its_turn());
+        let data = metered(&vec![frame(frame::DATA, 0, 40); 100], 64);
+        assert!(!data.has_had_its_turn(), "data is not decoded to more than was sent");
     }
 
     #[tokio::test(start_paused = true)]

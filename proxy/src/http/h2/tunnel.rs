@@ -2,12 +2,12 @@
 
 use std::rc::Rc;
 
-use bytes::Bytes;
 use h2::RecvStream;
 use h2::server::SendResponse;
 use http::{Response, StatusCode, header, response};
 
 use super::duplex::Duplex;
+use super::share::{Chunk, Share};
 use crate::copy;
 use crate::http::upgrade::Switched;
 use crate::limit::HeldTunnel;
@@ -17,8 +17,9 @@ use crate::worker::Worker;
 pub(super) async fn serve(
     mut head: response::Parts,
     recv: RecvStream,
-    mut respond: SendResponse<Bytes>,
+    mut respond: SendResponse<Chunk>,
     switched: Switched,
+    share: &Rc<Share>,
     worker: &Rc<Worker>,
 ) {
     //= https://www.rfc-editor.org/rfc/rfc8441#section-5
@@ -28,7 +29,7 @@ pub(super) async fn serve(
     head.headers.remove(header::UPGRADE);
     let Ok(send) = respond.send_response(Response::from_parts(head, ()), false) else { return };
     // Dropped before its end it resets the stream.
-    let mut client = Duplex::new(send, recv);
+    let mut client = Duplex::new(send, recv, share);
     let Switched { tunnel, held, kind } = switched;
     let held = HeldTunnel::new(held);
     let copied = copy::both_ways(&mut client, tunnel, kind, worker, &held.moved).await;

@@ -3,6 +3,7 @@
 
 use std::future::{Future as _, poll_fn};
 use std::pin::pin;
+use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use h2::RecvStream;
 use h2::server::SendResponse;
 use http::{Request, Response};
 
+use super::share::{Chunk, Holder, Share};
 use crate::drain::State;
 use crate::identify::mesh;
 use crate::worker::Worker;
@@ -24,8 +26,9 @@ pub(super) fn is_asked_for(request: &Request<RecvStream>) -> bool {
 }
 
 /// Says it until nobody listens, or the worker leaves.
-pub(super) async fn say(mut respond: SendResponse<Bytes>, worker: &Worker) {
+pub(super) async fn say(mut respond: SendResponse<Chunk>, share: &Rc<Share>, worker: &Worker) {
     let Ok(mut send) = respond.send_response(Response::new(()), false) else { return };
+    let holder = Holder::new(share);
     let mut states = worker.edge.drain.states();
     let alarm = worker.alarms.alarm();
     loop {
@@ -54,10 +57,10 @@ pub(super) async fn say(mut respond: SendResponse<Bytes>, worker: &Worker) {
             State::Serving => mesh::STATE_SERVING,
             State::Operator { .. } | State::Leaving { .. } => mesh::STATE_DRAINING,
         };
-        if send.send_data(Bytes::copy_from_slice(&[word]), false).is_err() {
+        if send.send_data(holder.hold(Bytes::copy_from_slice(&[word])), false).is_err() {
             return;
         }
     }
     // Nobody is told if the other side is gone.
-    drop(send.send_data(Bytes::new(), true));
+    drop(send.send_data(holder.hold(Bytes::new()), true));
 }

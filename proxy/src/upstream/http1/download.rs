@@ -185,9 +185,11 @@ impl Download {
         let Some(socket) = &mut self.socket else { return Poll::Ready(Ok(false)) };
         // Nothing is allocated before something can be read.
         ready!(socket.poll_read_ready(cx))?;
+        let asked = self.buffers.room();
         if self.read_bytes <= LENT_BYTES {
             let mut lent = self.buffers.lend();
-            let read = poll_read_buf(Pin::new(socket), cx, &mut (&mut lent).limit(LENT_BYTES));
+            let room = LENT_BYTES.min(asked);
+            let read = poll_read_buf(Pin::new(socket), cx, &mut (&mut lent).limit(room));
             let part = self.decoder.read(&lent);
             self.buffers.take_back(lent);
             let read = ready!(read)?;
@@ -198,7 +200,7 @@ impl Download {
             return Poll::Ready(Ok(read > 0));
         }
         let left = self.decoder.left().and_then(|left| usize::try_from(left).ok());
-        let room = left.unwrap_or(usize::MAX).min(self.read_bytes);
+        let room = left.unwrap_or(usize::MAX).min(self.read_bytes).min(asked);
         let mut block = BytesMut::with_capacity(room);
         let read = ready!(poll_read_buf(Pin::new(socket), cx, &mut (&mut block).limit(room)))?;
         if read == self.read_bytes {

@@ -43,6 +43,7 @@ impl Received {
             self.is_lent = true;
         }
         let room = if self.is_lent { LENT_BYTES } else { MORE_BYTES };
+        let room = room.min(self.buffers.room());
         let read = poll_read_buf(Pin::new(socket), cx, &mut (&mut self.bytes).limit(room));
         if read.is_pending() {
             self.settle();
