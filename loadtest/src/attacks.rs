@@ -21,7 +21,7 @@ use crate::node::config::{App, DOMAIN, Setup};
 use crate::node::{Node, Scrape};
 use crate::options::{Common, Selection};
 use crate::origin::Origin;
-use crate::sampler::{RESIDENT, Sampler};
+use crate::sampler::{OWN, Sampler};
 use crate::suite::{Part, Suite};
 use crate::verdict::Check;
 use offender::{Attack, Ends, Offender};
@@ -38,7 +38,8 @@ pub(crate) struct Attacks {
 const ABOUT: &str = "Each attack meets a node of its own, with the deadlines shown. Beside it three \
     clients keep a rate of 150 requests per second together (HTTP/1.1 and HTTP/2 on lasting \
     connections, and new connections), first alone, then during the attack. Memory is what the \
-    kernel gave the process at most, above what it had before, for each attacking connection. A good \
+    kernel gave the process at most, above what it had before, for each attacking connection; pages \
+    of the program itself, which come in as code is first run, are left out. A good \
     request before and after is the control: an attack on a closed port would pass everything else.";
 
 /// What each attacking connection may cost, and what others may notice.
@@ -90,7 +91,7 @@ impl Attacks {
     }
 
     fn attack(&self, common: &Common, attack: &'static Attack, part: &mut Part) -> Result<()> {
-        let connections = self.connections.unwrap_or(if common.short { 8 } else { 20 });
+        let connections = self.connections.unwrap_or(if common.short { 16 } else { 20 });
         let quiet_time = Duration::from_secs(if common.short { 2 } else { 5 });
         let scene = Scene::start(common)?;
         scene.serves()?;
@@ -112,11 +113,11 @@ impl Attacks {
         let after = scene.node.scrape()?;
         let samples = sampler.end();
         let was = |point: &&(f64, f64)| point.0 <= at;
-        let base = samples.of(RESIDENT).iter().filter(was).map(|point| point.1).fold(0.0, f64::max);
-        let each = (samples.max(RESIDENT) - base).max(0.0) / connections as f64;
+        let base = samples.of(OWN).iter().filter(was).map(|point| point.1).fold(0.0, f64::max);
+        let each = (samples.max(OWN) - base).max(0.0) / connections as f64;
         part.check(
             Check::at_most("memory of a connection", "MiB", MEMORY_MIB_MAX, each, 2)
-                .because(format!("{base:.0} MiB before, {:.0} at most", samples.max(RESIDENT))),
+                .because(format!("{base:.0} MiB before, {:.0} at most", samples.max(OWN))),
         );
         bystanders(part, &quiet, &others);
         self.ending(part, attack, &offenders, limit);

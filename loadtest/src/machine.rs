@@ -204,8 +204,17 @@ fn first_line(program: &str, arguments: &[&str]) -> Option<String> {
 
 /// Resident memory of one process in KiB.
 pub(crate) fn resident_of(pid: u32) -> Result<u64> {
+    status_of(pid, "VmRSS:")
+}
+
+/// What of it is the process's own, in KiB: without pages of files, which are its program.
+pub(crate) fn own_of(pid: u32) -> Result<u64> {
+    status_of(pid, "RssAnon:")
+}
+
+fn status_of(pid: u32, field: &'static str) -> Result<u64> {
     let path = format!("/proc/{pid}/status");
     let text = fs::read_to_string(&path).with_context(|| path.clone())?;
-    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    let line = text.lines().find_map(|line| line.strip_prefix(field)).context(field)?;
     Ok(line.trim().trim_end_matches(" kB").parse()?)
 }

@@ -31,6 +31,8 @@ pub(crate) struct Scraper {
 }
 
 pub(crate) const RESIDENT: &str = "resident";
+/// Resident, but for the program itself.
+pub(crate) const OWN: &str = "own";
 pub(crate) const ALLOCATED: &str = "allocated";
 pub(crate) const LEDGER: &str = "ledger";
 pub(crate) const CONNECTIONS: &str = "connections";
@@ -75,6 +77,9 @@ impl Samples {
     fn kernel(&mut self, at: f64, pid: u32) {
         if let Ok(kib) = machine::resident_of(pid) {
             self.put(RESIDENT, at, kib as f64 / 1024.0);
+        }
+        if let Ok(kib) = machine::own_of(pid) {
+            self.put(OWN, at, kib as f64 / 1024.0);
         }
         if let Ok(cpu) = machine::cpu_of(pid) {
             self.put(CPU, at, cpu.as_secs_f64());

@@ -226,48 +226,35 @@ fn refusals(offender: &mut Offender, client: &mut H2) -> Result<()> {
 }
 
 fn hpack_bomb(scene: &Scene, offender: &mut Offender) -> Result<()> {
-    const INDEXED_62: u8 = 0x80 | 62;
-    let mut client = client(scene)?;
-    let host = host("web");
-    for round in 0..20 {
-        let id = client.open();
-        let head = [
-            (":method", "GET"),
-            (":scheme", "https"),
-            (":authority", &host),
-            (":path", "/wait/1000"),
-        ];
-        let mut block = fields(&head);
-        if round == 0 {
-            // A literal that is put into the table: 4,000 bytes need a length of three.
-            block.extend([0x40, 1, b'x', 0x7f, 0xa1, 0x1e]);
-            block.extend([b'y'; 4_000]);
-        }
-        block.extend([INDEXED_62; 8_000]);
-        if client.send(&frame(HEADERS, END_HEADERS | END_STREAM, id, &block)).is_err() {
-            break;
-        }
-        offender.sent += 1;
-    }
-    refusals(offender, &mut client)
+    // Put into the table: 4,000 bytes need a length of three.
+    let literal = [&[0x40, 1, b'x', 0x7f, 0xa1, 0x1e][..], &[b'y'; 4_000]].concat();
+    references(client(scene)?, offender, 20, "/wait/1000", &literal, 8_000)
 }
 
 fn reference_bomb(scene: &Scene, offender: &mut Offender) -> Result<()> {
-    let mut client = H2::start(scene.tls(&["h2"])?, &[(WINDOW_SIZE, 0)])?;
+    let client = H2::start(scene.tls(&["h2"])?, &[(WINDOW_SIZE, 0)])?;
+    references(client, offender, 100, "/bytes/1000", &[0x40, 1, b'c', 1, b'd'], 450)
+}
+
+/// Streams whose heads refer `each` times to the field that `literal` puts into the table.
+fn references(
+    mut client: H2,
+    offender: &mut Offender,
+    streams: usize,
+    path: &str,
+    literal: &[u8],
+    each: usize,
+) -> Result<()> {
+    const INDEXED_62: u8 = 0x80 | 62;
     let host = host("web");
-    for round in 0..100 {
+    let head = [(":method", "GET"), (":scheme", "https"), (":authority", &*host), (":path", path)];
+    for round in 0..streams {
         let id = client.open();
-        let head = [
-            (":method", "GET"),
-            (":scheme", "https"),
-            (":authority", &host),
-            (":path", "/bytes/1000"),
-        ];
         let mut block = fields(&head);
         if round == 0 {
-            block.extend([0x40, 1, b'c', 1, b'd']);
+            block.extend(literal);
         }
-        block.extend([0x80 | 62; 450]);
+        block.resize(block.len() + each, INDEXED_62);
         if client.send(&frame(HEADERS, END_HEADERS | END_STREAM, id, &block)).is_err() {
             break;
         }

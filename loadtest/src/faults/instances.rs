@@ -86,6 +86,10 @@ struct Three {
 
 const BROKEN: usize = 1;
 
+/// Three connections that are refused while it starts again, and an instance is left alone for 5 s:
+/// without waiting for that, nobody would see what it says.
+const LEFT_ALONE: Duration = Duration::from_secs(6);
+
 impl Three {
     fn start(common: &Common, count: usize) -> Result<Self> {
         let port = free()?.port();
@@ -214,7 +218,9 @@ fn odd(common: &Common, part: &mut Part, name: &str, bar: &Bar) -> Result<()> {
         &|| three.beside(),
         || {
             three.kill(BROKEN)?;
-            three.revive(BROKEN, &["--odd", name])
+            three.revive(BROKEN, &["--odd", name])?;
+            thread::sleep(LEFT_ALONE);
+            Ok(())
         },
         || {
             three.kill(BROKEN)?;

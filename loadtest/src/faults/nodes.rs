@@ -180,59 +180,46 @@ fn mesh(id: &str, meshes: &[SocketAddr; 3], wires: &[Relay; 2]) -> String {
 }
 
 fn dies(common: &Common, part: &mut Part) -> Result<()> {
-    let edge = Edge::start(common)?;
-    Phases::of(common).run(
-        part,
-        &BAR,
-        &|| edge.beside(),
-        || {
-            edge.choose();
-            edge.signal(Signal::KILL)?;
-            drop(edge.node().borrow_mut().take());
-            Ok(())
-        },
-        || {
-            let setup = &edge.setups[edge.victim.get()];
-            *edge.node().borrow_mut() = Some(Node::start(setup)?);
-            Ok(())
-        },
-    )?;
-    edge.served(part);
-    Ok(())
+    let kill = |edge: &Edge| {
+        edge.signal(Signal::KILL)?;
+        drop(edge.node().borrow_mut().take());
+        Ok(())
+    };
+    let start = |edge: &Edge| {
+        let setup = &edge.setups[edge.victim.get()];
+        *edge.node().borrow_mut() = Some(Node::start(setup)?);
+        Ok(())
+    };
+    phases(common, part, kill, start)
 }
 
 fn stops(common: &Common, part: &mut Part) -> Result<()> {
-    let edge = Edge::start(common)?;
-    Phases::of(common).run(
-        part,
-        &BAR,
-        &|| edge.beside(),
-        || {
-            edge.choose();
-            edge.signal(Signal::STOP)
-        },
-        || edge.signal(Signal::CONT),
-    )?;
-    edge.served(part);
-    Ok(())
+    phases(common, part, |edge| edge.signal(Signal::STOP), |edge| edge.signal(Signal::CONT))
 }
 
 fn wire(common: &Common, part: &mut Part, forth: bool, back: bool) -> Result<()> {
-    let edge = Edge::start(common)?;
-    Phases::of(common).run(
-        part,
-        &BAR,
-        &|| edge.beside(),
-        || {
-            edge.choose();
+    let cuts = |forth, back| {
+        move |edge: &Edge| {
             edge.wire().cuts(forth, back);
             Ok(())
-        },
-        || {
-            edge.wire().cuts(false, false);
-            Ok(())
-        },
-    )?;
+        }
+    };
+    phases(common, part, cuts(forth, back), cuts(false, false))
+}
+
+/// What clients see before the victim breaks, meanwhile, and when it is mended.
+fn phases(
+    common: &Common,
+    part: &mut Part,
+    breaks: impl FnOnce(&Edge) -> Result<()>,
+    mends: impl FnOnce(&Edge) -> Result<()>,
+) -> Result<()> {
+    let edge = Edge::start(common)?;
+    let begin = || {
+        edge.choose();
+        breaks(&edge)
+    };
+    Phases::of(common).run(part, &BAR, &|| edge.beside(), begin, || mends(&edge))?;
     edge.served(part);
     Ok(())
 }
