@@ -63,10 +63,13 @@ build: ## builds the binary and every test in one go, so that nothing is compile
 	cargo build --workspace --bins --tests --locked
 	$(LEAKY)
 
-test: install-tools check bpf-check build ## everything: tools, checks, unit and integration tests
+test: install-tools check bpf-check build ## everything: tools, checks, unit and integration tests, attacks
 	@echo "== tests"
 	@rm -f "$$FERRULE_SKIPPED"
 	@TEST_THREADS=$(TEST_THREADS) tests/run.sh
+	@echo "== attacks"
+	target/debug/loadtest proof --short --forgive-timing --ferrule target/debug/ferrule \
+	  --suites attacks --output target/proof-attacks
 	@if [ -s "$$FERRULE_SKIPPED" ]; then \
 	  echo "Not run:"; sort -u "$$FERRULE_SKIPPED"; [ "$${CI:-}" != true ]; fi
 
@@ -89,7 +92,7 @@ proof-short: install-tools ## the same in some ten minutes, without nginx and HA
 	target/release/loadtest proof --short --forgive-timing $(PROOF)
 
 # What a clean clone can afford: the binaries that `build` has made, and what does not depend on timing.
-proof-ci: install-tools build ## attacks and faults in their short form with the debug build, some seven minutes
+proof-ci: install-tools build ## attacks and faults in their short form with the debug build, eight to ten minutes
 	target/debug/loadtest proof --short --forgive-timing --ferrule target/debug/ferrule \
 	  --suites attacks,faults --output target/proof-ci
 

@@ -260,6 +260,7 @@ fn references(
         }
         offender.sent += 1;
     }
-    client.raw().flush()?;
+    // Whoever is turned away in the middle cannot send the rest, and is told why all the same.
+    drop(client.raw().flush());
     refusals(offender, &mut client)
 }
