@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use tikv_jemalloc_ctl::thread::{ThreadLocal, allocatedp, deallocatedp};
 use tikv_jemalloc_ctl::{epoch, opt, stats};
 
-use crate::metrics::{Registry, catalogue};
+use crate::metrics::{Registry, Source, catalogue};
 
 /// jemalloc's own totals, in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -131,6 +131,11 @@ pub fn has_background_thread() -> bool {
 
 /// Exports `ferrule_memory_bytes{kind}`.
 pub fn export(registry: &Registry) {
+    export_from(registry, read);
+}
+
+/// The allocator sums up all its arenas for each reading, so there is one for each scrape.
+fn export_from(registry: &Registry, read: impl Fn() -> Memory + Send + Sync + 'static) {
     type Of = fn(&Memory) -> usize;
     const KINDS: [(&str, Of); 6] = [
         ("allocated", |memory| memory.allocated),
@@ -140,8 +145,10 @@ pub fn export(registry: &Registry) {
         ("retained", |memory| memory.retained),
         ("metadata", |memory| memory.metadata),
     ];
+    let source = Source::new(read);
     for (kind, of) in KINDS {
-        catalogue::MEMORY.gauge_read_in(registry, &[kind], move || of(&read()) as f64);
+        catalogue::MEMORY
+            .gauge_read_of(registry, &[kind], &source, move |memory| of(memory) as f64);
     }
 }
 
@@ -149,7 +156,35 @@ pub fn export(registry: &Registry) {
 mod tests {
     use tikv_jemalloc_ctl::stats_print::{Options, stats_print};
 
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
     use super::*;
+
+    #[test]
+    fn all_kinds_of_a_scrape_come_from_one_reading() {
+        let registry = Registry::new(1, 10);
+        let readings = Arc::<AtomicUsize>::default();
+        let counted = readings.clone();
+        export_from(&registry, move || {
+            let nth = counted.fetch_add(1, Relaxed) + 1;
+            Memory {
+                allocated: nth,
+                active: nth,
+                resident: nth,
+                mapped: nth,
+                retained: nth,
+                metadata: nth,
+            }
+        });
+        for scrape in 1..=3 {
+            let text = registry.render();
+            let shown = text.lines().filter(|line| line.starts_with("ferrule_memory_bytes{"));
+            let values: Vec<_> = shown.filter_map(|line| line.rsplit(' ').next()).collect();
+            assert_eq!(values, [scrape.to_string().as_str(); 6], "{text}");
+            assert_eq!(readings.load(Relaxed), scrape);
+        }
+    }
 
     #[test]
     fn the_allocator_was_built_to_give_memory_back() {

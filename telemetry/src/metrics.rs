@@ -22,6 +22,7 @@ mod family;
 mod handle;
 mod series;
 mod snapshot;
+mod source;
 pub mod catalogue;
 
 use std::collections::BTreeMap;
@@ -32,6 +33,7 @@ use std::time::{Duration, Instant};
 use carried::Generations;
 use family::{Family, Totals};
 use snapshot::since_epoch;
+use source::Looks;
 
 use crate::lock::Mutex;
 
@@ -41,6 +43,7 @@ pub use exemplar::Exemplar;
 pub use exposition::Format;
 pub use handle::{Counter, Gauge, Histogram, SECONDS};
 pub use snapshot::{Distribution, FamilySnapshot, Number, Point, Snapshot, Value};
+pub use source::Source;
 
 /// The value of every label of a family's overflow set.
 pub const OTHER: &str = "__other__";
@@ -157,7 +160,7 @@ impl Registry {
     ) {
         let metric = Metric::new(name, Kind::Gauge, &[], &[], help);
         let family = self.family(metric, labels);
-        family.read(owned(labels), Arc::new(move || Number::Float(read())));
+        family.read(owned(labels), Arc::new(move |_| Number::Float(read())));
     }
 
     /// A counter that is read when somebody scrapes.
@@ -170,7 +173,7 @@ impl Registry {
     ) {
         let metric = Metric::new(name, Kind::Counter, &[], &[], help);
         let family = self.family(metric, labels);
-        family.read(owned(labels), Arc::new(move || Number::Unsigned(read())));
+        family.read(owned(labels), Arc::new(move |_| Number::Unsigned(read())));
     }
 
     /// The histogram `name` with `labels` over `bounds`; the same one when it exists.
@@ -199,8 +202,8 @@ impl Registry {
 
     /// All numbers as of now.
     pub fn snapshot(&self) -> Snapshot {
-        let families = self.families();
-        let families = families.iter().map(|family| FamilySnapshot::of(family));
+        let (families, mut looks) = (self.families(), Looks::default());
+        let families = families.iter().map(|family| FamilySnapshot::of(family, &mut looks));
         let families = families.filter(|family| !family.points.is_empty()).collect();
         Snapshot { at: since_epoch(), began: self.inner.began, families }
     }
@@ -298,7 +301,21 @@ impl Metric {
         read: impl Fn() -> f64 + Send + Sync + 'static,
     ) {
         let (family, labels) = self.family(registry, Kind::Gauge, values);
-        family.read(labels, Arc::new(move || Number::Float(read())));
+        family.read(labels, Arc::new(move |_| Number::Float(read())));
+    }
+
+    /// A gauge that shows a part of what `source` sees, which is looked at once for each scrape.
+    pub fn gauge_read_of<T: 'static>(
+        &self,
+        registry: &Registry,
+        values: &[&str],
+        source: &Source<T>,
+        read: impl Fn(&T) -> f64 + Send + Sync + 'static,
+    ) {
+        let (family, labels) = self.family(registry, Kind::Gauge, values);
+        let source = source.clone();
+        let read = move |looks: &mut Looks| Number::Float(read(&source.seen(looks)));
+        family.read(labels, Arc::new(read));
     }
 
     /// A counter that is read when somebody scrapes.
@@ -309,7 +326,7 @@ impl Metric {
         read: impl Fn() -> u64 + Send + Sync + 'static,
     ) {
         let (family, labels) = self.family(registry, Kind::Counter, values);
-        family.read(labels, Arc::new(move || Number::Unsigned(read())));
+        family.read(labels, Arc::new(move |_| Number::Unsigned(read())));
     }
 
     fn family(&self, registry: &Registry, kind: Kind, values: &[&str]) -> (Arc<Family>, Labels) {

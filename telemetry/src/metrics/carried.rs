@@ -30,6 +30,7 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
 
 use super::family::{Family, Listed, Told, What};
+use super::source::Looks;
 use super::{Labels, Registry, owned};
 
 /// Bytes in which a process tells its metrics, at most; what does not fit is not carried. A series
@@ -104,12 +105,12 @@ impl Registry {
         let families = self.families();
         let listed = families.iter().filter(|family| family.metric.adds_up);
         let listed: Vec<_> = listed.map(|family| (family, family.list_all())).collect();
-        let mut families = Vec::new();
+        let (mut families, mut looks) = (Vec::new(), Looks::default());
         for (family, listed) in &listed {
             let mut told = OneFamily::of(family);
             let Some(room) = left.checked_sub(size(&told) + 1) else { continue }; // a comma
             left = room;
-            for set in listed.iter().filter_map(|listed| OneSet::of(family, listed)) {
+            for set in listed.iter().filter_map(|listed| OneSet::of(family, listed, &mut looks)) {
                 let bytes = size(&set) + 1;
                 if bytes <= left {
                     left -= bytes;
@@ -255,14 +256,14 @@ impl OneFamily<'_> {
 // === impl OneSet ===
 
 impl<'a> OneSet<'a> {
-    fn of(family: &Family, listed: &'a Listed) -> Option<Self> {
+    fn of(family: &Family, listed: &'a Listed, looks: &mut Looks) -> Option<Self> {
         // A metric of a test may have other labels than it declares.
         let names = |labels: &Labels| labels.iter().map(|(name, _)| *name).collect::<Vec<_>>();
         if names(&listed.labels) != family.metric.labels {
             return None;
         }
         let cells = match &listed.what {
-            Some(What::Read(read)) => vec![read().cell().wrapping_add(listed.carried(0))],
+            Some(What::Read(read)) => vec![read(looks).cell().wrapping_add(listed.carried(0))],
             _ => (0..family.metric.width()).map(|cell| listed.sum(cell)).collect(),
         };
         Some(Self {

@@ -15,6 +15,7 @@ use carried::Carried;
 use super::block::Block;
 use super::series::{Cells, Series, State};
 use super::snapshot::{Number, since_epoch};
+use super::source::Looks;
 use super::{Kind, Labels, Metric, OTHER};
 use crate::lock::Mutex;
 
@@ -74,8 +75,11 @@ struct Shown {
 #[derive(Clone)]
 pub(super) enum What {
     Cells(Cells),
-    Read(Arc<dyn Fn() -> Number + Send + Sync>),
+    Read(Read),
 }
+
+/// How a number is read when somebody asks.
+pub(super) type Read = Arc<dyn Fn(&mut Looks) -> Number + Send + Sync>;
 
 /// One label set as a snapshot reads it.
 pub(super) struct Listed {
@@ -146,7 +150,7 @@ impl Family {
     }
 
     /// Shows a label set that is read; the first reader of a label set stays.
-    pub(super) fn read(&self, labels: Labels, read: Arc<dyn Fn() -> Number + Send + Sync>) {
+    pub(super) fn read(&self, labels: Labels, read: Read) {
         let mut held = self.held.lock();
         if !held.shown.contains_key(&labels) && (labels.is_empty() || self.admit(&held)) {
             let counted = !labels.is_empty();

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use super::family::{Family, Listed, What};
 use super::series::Cells;
+use super::source::Looks;
 use super::{Exemplar, Kind, Labels, Unit};
 
 /// Every family of the process, sorted by name.
@@ -81,9 +82,10 @@ pub(super) fn since_epoch() -> Duration {
 // === impl FamilySnapshot ===
 
 impl FamilySnapshot {
-    pub(super) fn of(family: &Family) -> Self {
+    pub(super) fn of(family: &Family, looks: &mut Looks) -> Self {
         let metric = &family.metric;
-        let points = family.list().into_iter().map(|listed| point(family, listed)).collect();
+        let points = family.list().into_iter();
+        let points = points.map(|listed| point(family, listed, looks)).collect();
         Self {
             name: metric.name,
             kind: metric.kind,
@@ -94,11 +96,11 @@ impl FamilySnapshot {
     }
 }
 
-fn point(family: &Family, listed: Listed) -> Point {
+fn point(family: &Family, listed: Listed, looks: &mut Looks) -> Point {
     let metric = &family.metric;
     let sum = |cell| listed.sum(cell);
     let value = match (&listed.what, metric.kind) {
-        (Some(What::Read(read)), _) => Value::Number(read().plus(listed.carried(0))),
+        (Some(What::Read(read)), _) => Value::Number(read(looks).plus(listed.carried(0))),
         (_, Kind::Gauge) => Value::Number(Number::Signed(sum(0))),
         (_, Kind::Counter) if metric.microseconds => Value::Number(Number::Micros(sum(0) as u64)),
         (_, Kind::Counter) => Value::Number(Number::Unsigned(sum(0) as u64)),

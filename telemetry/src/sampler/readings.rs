@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 
 use super::meter::{Meter, Sample};
+use crate::cgroup::{Cgroup, Events};
 use crate::memory;
-use crate::metrics::{Metric, Registry, catalogue};
+use crate::metrics::{Metric, Registry, Source, catalogue};
 use crate::process::Counts;
 
 /// The last tick's figures, in bytes. Each is true by itself; two of them may be a tick apart.
@@ -143,18 +144,15 @@ impl Readings {
         gauge(&catalogue::MEMORY_LIMIT, &[], |of| of.limit() as f64);
         gauge(&catalogue::MEMORY_PRESSURE, &[], Self::pressure);
         gauge(&catalogue::SAMPLER_CPU, &[], |of| of.cpu.load(Relaxed) as f64 / 1e9);
-        gauge(&catalogue::DESCRIPTORS, &[], |of| of.counts().descriptors as f64);
-        gauge(&catalogue::THREADS, &[], |of| of.counts().threads as f64);
-        gauge(&catalogue::SOCKETS, &["used"], |of| of.counts().sockets as f64);
-        gauge(&catalogue::SOCKETS, &["time_wait"], |of| of.counts().time_wait as f64);
-        gauge(&catalogue::TCP_MEMORY, &[], |of| of.counts().tcp_bytes as f64);
+        let readings = self.clone();
+        export_counts(registry, move || readings.meter.process().counts());
         if self.meter.cgroup().is_some() {
             self.export_cgroup(registry);
         }
     }
 
     fn export_cgroup(self: &Arc<Self>, registry: &Registry) {
-        type Read = fn(&crate::cgroup::Cgroup) -> Option<u64>;
+        type Read = fn(&Cgroup) -> Option<u64>;
         let gauge = |metric: &Metric, value: &str, read: Read| {
             let readings = self.clone();
             metric.gauge_read_in(registry, &[value], move || {
@@ -165,14 +163,30 @@ impl Readings {
         gauge(&catalogue::CGROUP_MEMORY, "cache", |cgroup| cgroup.cache());
         gauge(&catalogue::CGROUP_MEMORY, "peak", |cgroup| cgroup.peak());
         gauge(&catalogue::CGROUP_MEMORY, "limit", |cgroup| cgroup.limit());
-        gauge(&catalogue::CGROUP_EVENTS, "max", |cgroup| Some(cgroup.events()?.max));
-        gauge(&catalogue::CGROUP_EVENTS, "oom", |cgroup| Some(cgroup.events()?.oom));
-        gauge(&catalogue::CGROUP_EVENTS, "oom_kill", |cgroup| Some(cgroup.events()?.oom_kill));
+        let readings = self.clone();
+        let events = Source::new(move || readings.meter.cgroup().and_then(Cgroup::events));
+        let event = |value: &str, read: fn(&Events) -> u64| {
+            catalogue::CGROUP_EVENTS.gauge_read_of(registry, &[value], &events, move |events| {
+                events.as_ref().map_or(f64::NAN, |events| read(events) as f64)
+            });
+        };
+        event("max", |events| events.max);
+        event("oom", |events| events.oom);
+        event("oom_kill", |events| events.oom_kill);
     }
+}
 
-    fn counts(&self) -> Counts {
-        self.meter.process().counts()
-    }
+/// The kernel counts all of it at once, so it is asked once for each scrape.
+fn export_counts(registry: &Registry, counts: impl Fn() -> Counts + Send + Sync + 'static) {
+    let counts = Source::new(counts);
+    let gauge = |metric: &Metric, values: &[&str], read: fn(&Counts) -> u64| {
+        metric.gauge_read_of(registry, values, &counts, move |counts| read(counts) as f64);
+    };
+    gauge(&catalogue::DESCRIPTORS, &[], |counts| counts.descriptors);
+    gauge(&catalogue::THREADS, &[], |counts| counts.threads);
+    gauge(&catalogue::SOCKETS, &["used"], |counts| counts.sockets);
+    gauge(&catalogue::SOCKETS, &["time_wait"], |counts| counts.time_wait);
+    gauge(&catalogue::TCP_MEMORY, &[], |counts| counts.tcp_bytes);
 }
 
 impl fmt::Debug for Readings {
@@ -250,6 +264,24 @@ mod tests {
         assert_eq!(highest.take(10), 200, "the one");
         assert_eq!(highest.take(10), 200, "the other");
         assert_eq!(highest.take(10), 10, "and then it is over");
+    }
+
+    #[test]
+    fn all_counts_of_a_scrape_come_from_one_reading() {
+        let registry = Registry::new(1, 10);
+        let readings = Arc::<AtomicU64>::default();
+        let counted = readings.clone();
+        export_counts(&registry, move || {
+            let n = counted.fetch_add(1, Relaxed) + 1;
+            Counts { descriptors: n, threads: n, sockets: n, time_wait: n, tcp_bytes: n }
+        });
+        for scrape in 1..=3 {
+            let text = registry.render();
+            let values = text.lines().filter(|line| !line.starts_with('#'));
+            let values: Vec<_> = values.filter_map(|line| line.rsplit(' ').next()).collect();
+            assert_eq!(values, [scrape.to_string().as_str(); 5], "{text}");
+            assert_eq!(readings.load(Relaxed), scrape);
+        }
     }
 
     #[test]
