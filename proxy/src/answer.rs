@@ -119,6 +119,7 @@ where
         let (record, asked) = trace::begin(&worker, &downstream, &mut head, &id, began);
         let live = downstream.begin_request(&worker.desk);
         live.slot.traced(record.trace().0);
+        let beat = live.slot.beat();
         let entered = record.enter();
         let answer = self.inner.call(Received {
             request: Request::from_parts(head, body),
@@ -131,7 +132,7 @@ where
             began,
         });
         drop(entered);
-        let answer = record.scope(answer);
+        let answer = beat.note(record.scope(answer));
         Box::pin(async move {
             let answered = answer.await;
             let head_after = record.elapsed();

@@ -76,9 +76,11 @@ pub async fn serve(accepted: Accepted, worker: Rc<Worker>) -> Result<(), Failure
     let (stream, downstream, spoken, _guard) =
         Box::pin(tagged(Subsystem::Tls, begin(accepted, &worker))).await?;
     let worker = &worker;
+    let beat = downstream.slot.beat();
     if let Spoken::Raw = spoken {
         worker.classify(mark, Class::Tcp);
-        return tagged(Subsystem::Tcp, Box::pin(tcp::serve(stream, &downstream, worker))).await;
+        let serving = Box::pin(tcp::serve(stream, &downstream, worker));
+        return tagged(Subsystem::Tcp, beat.note(serving)).await;
     }
     let service = stack::service(worker, downstream);
     if let Spoken::Http2 = spoken {
@@ -86,9 +88,9 @@ pub async fn serve(accepted: Accepted, worker: Rc<Worker>) -> Result<(), Failure
         let timeouts = &worker.edge.config.timeouts;
         let settings = h2::Settings::for_clients(&worker.edge.config.limits, timeouts.h2_idle);
         let serving = Box::pin(h2::serve(stream, service, worker, settings));
-        return tagged(Subsystem::Http2, serving).await;
+        return tagged(Subsystem::Http2, beat.note(serving)).await;
     }
-    match tagged(Subsystem::Http1, h1::serve(stream, service, worker)).await? {
+    match tagged(Subsystem::Http1, beat.note(h1::serve(stream, service, worker))).await? {
         End::Closed => Ok(()),
         End::Switched(handover) => {
             worker.classify(mark, Class::WebSocket);
@@ -106,7 +108,8 @@ async fn begin(
     let Admitted { accepted, binding, handlers } = admit(accepted, worker)?;
     let Accepted { socket, peer, local, guard, mark: _ } = accepted;
     let secured = if handlers.tls {
-        tagged(Subsystem::Tls, secure(socket, peer, local, &binding, worker)).await?
+        let securing = secure(socket, peer, local, &binding, worker);
+        tagged(Subsystem::Tls, slot.beat().note(securing)).await?
     } else {
         Secured { stream: Stream::Tcp(socket), transport: Transport::Clear, alpn: Alpn::None }
     };
@@ -138,7 +141,8 @@ async fn tunnel(handover: Handover, worker: &Worker) -> Result<(), Failure> {
     let Switched { tunnel, held, kind } = switched;
     let held = HeldTunnel::new(held);
     let mut client = Rewind::new(early, stream);
-    let copied = copy::both_ways(&mut client, tunnel, kind, worker, &held.moved).await;
+    let copied = copy::both_ways(&mut client, tunnel, kind, worker, &held.moved);
+    let copied = held.note(copied).await;
     held.ended(&copied);
     copied.inspect_err(|failure| client.stream().end_after(failure))
 }
@@ -154,7 +158,8 @@ pub async fn serve_peer(accepted: Accepted, worker: Rc<Worker>) -> Result<(), Fa
     let edge = worker.edge.clone();
     let Some(mesh) = &edge.mesh else { return Err(Code::PX01.into()) };
     let handshake = edge.mesh_handshakes.admit().map_err(|_| Code::PT10)?;
-    let (stream, node) = mesh.accept(socket, edge.config.timeouts.handshake).await?;
+    let accepting = mesh.accept(socket, edge.config.timeouts.handshake);
+    let (stream, node) = slot.beat().note(accepting).await?;
     drop(handshake);
     // The certificate is good; the node must also be one that this one knows.
     if edge.nodes.get(&node).is_none() {
@@ -169,11 +174,12 @@ pub async fn serve_peer(accepted: Accepted, worker: Rc<Worker>) -> Result<(), Fa
         slot,
         holdings::current(),
     ));
+    let beat = downstream.slot.beat();
     let service = stack::service(&worker, downstream);
     worker.carries_streams(mark);
     let settings = h2::Settings::for_peers(&edge.config.limits);
     let serving = Box::pin(h2::serve(Stream::Tls(stream), service, &worker, settings));
-    tagged(Subsystem::Mesh, serving).await
+    tagged(Subsystem::Mesh, beat.note(serving)).await
 }
 
 /// Whether anybody wants the connection; decided before any work is spent on it.

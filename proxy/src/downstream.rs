@@ -126,6 +126,16 @@ impl Downstream {
     }
 }
 
+// === impl Live ===
+
+impl Live {
+    /// Work that goes on when neither the request nor its connection is served as HTTP any more: each
+    /// poll of it is one of both.
+    pub fn note<F: Future>(&self, work: F) -> impl Future<Output = F::Output> {
+        self.slot.beat().note(self.downstream.slot.beat().note(work))
+    }
+}
+
 impl Drop for Live {
     fn drop(&mut self) {
         let requests = &self.downstream.requests;

@@ -7,6 +7,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use futures_util::future::Either;
 use http_body::{Frame, SizeHint};
 use telemetry::event;
 use tokio::time::Instant;
@@ -55,6 +56,14 @@ impl HeldTunnel {
     pub fn new(held: Held) -> Self {
         let record = held.trace.as_ref().map(|trace| trace.record.clone());
         Self { held, moved: Moved::noted(record) }
+    }
+
+    /// The copy, each poll of which is on the lines of its request and of its connection.
+    pub fn note<F: Future>(&self, copy: F) -> impl Future<Output = F::Output> {
+        match &self.held.live {
+            Some(live) => Either::Left(live.note(copy)),
+            None => Either::Right(copy),
+        }
     }
 
     /// Notes how the copy ended.
@@ -125,7 +134,11 @@ impl http_body::Body for HeldBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
         let this = &mut *self;
-        let trace = this.held.as_ref().and_then(|held| held.trace.as_ref());
+        let held = this.held.as_ref();
+        if let Some(live) = held.and_then(|held| held.live.as_ref()) {
+            live.slot.polled();
+        }
+        let trace = held.and_then(|held| held.trace.as_ref());
         let entered = trace.map(Trace::enter);
         let frame = Pin::new(&mut this.body).poll_frame(cx);
         drop(entered);

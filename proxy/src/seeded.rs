@@ -1,4 +1,4 @@
-//! Seven memory leaks on purpose, compiled into `ferrule-seeded` and nowhere else.
+//! Seven memory leaks on purpose and a worker that hangs, compiled into `ferrule-seeded` and nowhere else.
 //!
 //! Each is one that was written in earnest somewhere, and what watches the heap must name it.
 //! `FERRULE_SEED` says which; without it nothing leaks. A sampler sees a leak of `n` blocks per request
@@ -13,6 +13,9 @@
 //! | `task` | a task that waits for what never comes, with 900 B | [`Seeds::spawn_forever`] |
 //! | `pin` | its buffer of 1,500 B, which its connection keeps | [`Seeds::pin_buffer`] |
 //! | `histogram` | 64 samples of 8 B of a histogram that nobody drains | [`Seeds::observe_latency`] |
+//!
+//! One value leaks nothing and is for what watches the workers: with `block`, a request for
+//! [`BLOCKS`] holds its worker up for [`BLOCKED`] as soon as it waits for its instance.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -20,8 +23,9 @@ use std::hint::black_box;
 use std::rc::Rc;
 use std::sync::OnceLock;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
-use futures_util::future::LocalBoxFuture;
+use futures_util::future::{LocalBoxFuture, join};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
@@ -54,6 +58,7 @@ enum Seed {
     Task,
     Pin,
     Histogram,
+    Block,
 }
 
 /// What the process never lets go.
@@ -67,6 +72,12 @@ struct Seeds {
 }
 
 static SEEDS: OnceLock<Seeds> = OnceLock::new();
+
+/// The path of a request that holds its worker up.
+const BLOCKS: &str = "/block";
+
+/// For how long: several times what a worker may be away, and well below what drains a node.
+const BLOCKED: Duration = Duration::from_millis(1_500);
 
 const SESSION_BYTES: usize = 600;
 const MESSAGE_BYTES: usize = 700;
@@ -88,6 +99,7 @@ impl Seeds {
                 "task" => Seed::Task,
                 "pin" => Seed::Pin,
                 "histogram" => Seed::Histogram,
+                "block" => Seed::Block,
                 _ => Seed::None,
             };
             Self {
@@ -134,6 +146,12 @@ impl Seeds {
     }
 
     #[inline(never)]
+    fn hold_the_worker_up() {
+        std::thread::sleep(BLOCKED);
+        black_box(()); // so that the sleep is no tail call
+    }
+
+    #[inline(never)]
     fn observe_latency(&self) {
         let samples = black_box(vec![1.0; SAMPLES].into_boxed_slice());
         self.latencies.lock().push(samples);
@@ -174,7 +192,7 @@ where
 
     fn call(&mut self, arrival: Arrival) -> Self::Future {
         let seeds = Seeds::of_process();
-        let mut span = None;
+        let (mut span, mut blocks) = (None, false);
         match &seeds.seed {
             Seed::None => {}
             Seed::Children(children) => {
@@ -187,10 +205,17 @@ where
             Seed::Task => Seeds::spawn_forever(&self.tasks),
             Seed::Pin => Seeds::pin_buffer(&self.pinned),
             Seed::Histogram => seeds.observe_latency(),
+            Seed::Block => blocks = arrival.request.uri().path() == BLOCKS,
         }
         let answer = self.inner.call(arrival);
         Box::pin(async move {
-            let answered = answer.await;
+            // In the order in which they are written: the request is on its way before it blocks.
+            let held_up = async {
+                if blocks {
+                    Seeds::hold_the_worker_up()
+                }
+            };
+            let (answered, ()) = join(answer, held_up).await;
             if let Some((children, span)) = span {
                 children.close(span);
             }

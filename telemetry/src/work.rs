@@ -8,6 +8,7 @@
 //! The time of a state is the board's own clock, milliseconds that somebody else keeps
 //! ([`Board::set_clock`]), so that a change of state is three stores.
 
+mod beat;
 mod cell;
 mod state;
 
@@ -17,6 +18,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+pub use beat::{Beat, Noted};
 use cell::Cell;
 pub use cell::Line;
 pub use state::{Kind, State};
@@ -137,7 +139,7 @@ impl Lane {
     }
 
     fn cell(&self, index: u32) -> Option<&Cell> {
-        Some(&self.chunks[index as usize / CHUNK].get()?[index as usize % CHUNK])
+        Some(&self.chunks.get(index as usize / CHUNK)?.get()?[index as usize % CHUNK])
     }
 
     fn cells(&self) -> impl Iterator<Item = &Cell> {
@@ -160,6 +162,11 @@ impl Desk {
             }
         }
         Slot { desk: self.clone(), cell }
+    }
+
+    fn cell(&self, index: u32) -> Option<(&Cell, u32)> {
+        let Inner { board, lane, .. } = &*self.inner;
+        Some((board.lanes[*lane].cell(index)?, board.clock.load(Relaxed)))
     }
 }
 
@@ -195,8 +202,7 @@ impl Slot {
     }
 
     fn cell(&self) -> Option<(&Cell, u32)> {
-        let Inner { board, lane, .. } = &*self.desk.inner;
-        Some((board.lanes[*lane].cell(self.cell?)?, board.clock.load(Relaxed)))
+        self.desk.cell(self.cell?)
     }
 }
 

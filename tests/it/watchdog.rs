@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tempfile::TempDir;
 use tests::app::App;
-use tests::client::Raw;
+use tests::client::{Raw, WebSocket};
 use tests::edge::Edge;
-use tests::instance::Echo;
+use tests::instance::{Echo, websocket_echo};
 use tests::process::Process;
 use tests::wait;
 
@@ -185,6 +185,106 @@ fn what_waits_is_listed_with_its_app_its_state_and_its_age() {
     assert!(row.contains(" hello ") && row.contains(" upstream ") && row.contains(trace), "{text}");
     drop((stuck, handshake));
     wait::until("nothing is listed", || lines(&edge, &[]).is_empty());
+}
+
+/// The line of the request of `app` in `state`.
+fn request<'a>(lines: &'a [Value], app: &str, state: &str) -> Option<&'a Value> {
+    lines
+        .iter()
+        .find(|line| line["kind"] == "request" && line["app"] == app && line["state"] == state)
+}
+
+fn seconds_of(line: &Value, what: &str) -> f64 {
+    line[what].as_f64().unwrap()
+}
+
+#[test]
+fn who_looks_at_requests_is_answered_while_a_worker_hangs() {
+    let echo = Echo::http1();
+    let edge = Edge::builder()
+        .app(App::new("waiting").instance(echo.address()))
+        .app(App::new("blocking").instance(echo.address()))
+        .workers(1)
+        .seeded("block")
+        .start();
+    let mut stuck = edge.connect();
+    stuck.send("GET /hang HTTP/1.1\r\nhost: waiting.test\r\n\r\n");
+    wait::until("it waits for its instance", || {
+        request(&lines(&edge, &[]), "waiting", "upstream").is_some()
+    });
+    let mut blocks = edge.connect();
+    let sent = Instant::now();
+    blocks.send("GET /block HTTP/1.1\r\nhost: blocking.test\r\n\r\n");
+    // Each look: when it began, how long it took, and the line of the request that blocks.
+    let mut looks = Vec::new();
+    while sent.elapsed() < Duration::from_millis(1_400) {
+        let asked = sent.elapsed();
+        let lines = lines(&edge, &[]);
+        let took = sent.elapsed() - asked;
+        if let Some(line) = request(&lines, "blocking", "upstream") {
+            let other = request(&lines, "waiting", "upstream").expect("both are listed");
+            assert_eq!((&line["worker"], &other["worker"]), (&0.into(), &0.into()));
+            looks.push((asked, took, line.clone()));
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(blocks.response().status, 200);
+    let held_up = sent.elapsed();
+    assert!(held_up >= Duration::from_millis(1_500), "the worker did not hang: {held_up:?}");
+    println!(
+        "{} looks, of which the slowest took {:?}",
+        looks.len(),
+        looks.iter().map(|(_, took, _)| took).max()
+    );
+    // The machine may be busy; that a look waited for the worker would be another matter.
+    let (first, last) = (&looks[0], &looks[looks.len() - 1]);
+    assert!(
+        looks.len() >= 3 && looks.iter().all(|(_, took, _)| *took < Duration::from_millis(700))
+    );
+    let passed = (last.0 - first.0).as_secs_f64();
+    for what in ["age_seconds", "waiting_seconds", "quiet_seconds"] {
+        let grown = seconds_of(&last.2, what) - seconds_of(&first.2, what);
+        assert!((grown - passed).abs() < 0.4, "{what} grew by {grown} s in {passed} s");
+    }
+    assert!(passed > 0.5, "{passed} s between two looks tell little");
+    wait::until("the function is named", || {
+        edge.log().lines().any(|line| {
+            line.contains("where a thread hangs") && line.contains("hold_the_worker_up")
+        })
+    });
+    drop(stuck);
+}
+
+#[test]
+fn what_moves_was_polled_a_moment_ago_however_old_it_is() {
+    let (echo, chat) = (Echo::http1(), websocket_echo());
+    let edge = Edge::with([
+        App::new("hello").instance(echo.address()),
+        App::new("chat").instance(chat.address()),
+    ]);
+    let mut drips = edge.connect();
+    drips.send("GET /drip HTTP/1.1\r\nhost: hello.test\r\n\r\n");
+    let mut hangs = edge.connect();
+    hangs.send("GET /hang HTTP/1.1\r\nhost: hello.test\r\n\r\n");
+    let mut talks = WebSocket::upgrade(edge.connect(), "chat.test", "/");
+    let mut say = || {
+        talks.send(1, b"still here");
+        assert_eq!(talks.receive().1, b"still here");
+    };
+    wait::until("those who move are told from the one that does not", || {
+        say();
+        let lines = lines(&edge, &[]);
+        let old = |app, state| {
+            let line = request(&lines, app, state)?;
+            (seconds_of(line, "waiting_seconds") >= 1.5).then_some(line)
+        };
+        let all = (old("hello", "response"), old("chat", "tunnel"), old("hello", "upstream"));
+        let (Some(drips), Some(talks), Some(hangs)) = all else { return false };
+        let quiet = |line| seconds_of(line, "quiet_seconds");
+        // The control: only its deadlines are looked at, now and then.
+        quiet(drips) < 0.3 && quiet(talks) < 0.3 && quiet(hangs) > 0.4
+    });
+    drop((drips, hangs));
 }
 
 /// The control of "stuck", and of the report at the end.

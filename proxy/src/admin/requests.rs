@@ -24,7 +24,7 @@ pub struct Line {
     pub state: String,
     pub waiting_seconds: f64,
     pub age_seconds: f64,
-    /// Since anything moved.
+    /// Since its task last looked at it: what a peer sends or a deadline makes it do.
     pub quiet_seconds: f64,
     /// Waits for longer than this should take.
     pub stuck: bool,

@@ -36,7 +36,7 @@ impl Requests {
 fn text(page: &requests::Requests) -> String {
     let requests::Requests { lines, more, unlisted } = page;
     let rows: Vec<_> = lines.iter().map(row).collect();
-    let header = ["KIND", "APP", "WAITS FOR", "SINCE", "AGE", "LAST MOVE", "WORKER", "TRACE"];
+    let header = ["KIND", "APP", "WAITS FOR", "SINCE", "AGE", "LAST POLL", "WORKER", "TRACE"];
     let mut text = columns(header, &rows);
     if *more > 0 {
         text.push_str(&format!("\n{more} more, which waited less\n"));
@@ -80,7 +80,7 @@ mod tests {
         };
         let page = requests::Requests { lines: vec![line], more: 0, unlisted: 2 };
         let expected = "\
-KIND     APP    WAITS FOR         SINCE       AGE         LAST MOVE   WORKER  TRACE
+KIND     APP    WAITS FOR         SINCE       AGE         LAST POLL   WORKER  TRACE
 request  hello  upstream (stuck)  1 min 15 s  1 min 15 s  1 min 15 s  1       -
 
 2 since the start found the list full

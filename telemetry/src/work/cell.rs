@@ -68,6 +68,11 @@ impl Cell {
         self.what.store(kind | state as u32, Relaxed);
     }
 
+    /// Which use of the line this is, for its own worker.
+    pub(super) fn version(&self) -> u32 {
+        self.version.load(Relaxed)
+    }
+
     pub(super) fn polled(&self, now: u32) {
         self.polled.store(now, Relaxed);
     }

@@ -1,4 +1,6 @@
+use std::pin::pin;
 use std::sync::atomic::AtomicBool;
+use std::task::{Context, Waker};
 use std::thread;
 
 use super::*;
@@ -54,6 +56,24 @@ fn a_line_that_is_taken_again_starts_anew() {
         (Kind::Connection, State::Idle, None, 0)
     );
     assert_eq!(line.age, Duration::ZERO);
+}
+
+#[test]
+fn each_poll_of_noted_work_is_on_its_line_and_on_no_other() {
+    let (board, desk) = board(1);
+    let slot = desk.open(Kind::Request, State::Upstream);
+    let mut work = pin!(slot.beat().note(std::future::pending::<()>()));
+    let mut quiet_after_poll = |seconds| {
+        board.set_clock(Duration::from_secs(seconds));
+        let before = board.lines(1).remove(0).quiet;
+        assert!(work.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        (before.as_secs(), board.lines(1).remove(0).quiet.as_secs())
+    };
+    assert_eq!(quiet_after_poll(3), (3, 0));
+    assert_eq!(quiet_after_poll(5), (2, 0));
+    drop(slot);
+    let _next = desk.open(Kind::Request, State::Upstream);
+    assert_eq!(quiet_after_poll(9), (4, 4), "the line is another request's by now");
 }
 
 #[test]

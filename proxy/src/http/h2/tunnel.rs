@@ -32,7 +32,8 @@ pub(super) async fn serve(
     let mut client = Duplex::new(send, recv, share);
     let Switched { tunnel, held, kind } = switched;
     let held = HeldTunnel::new(held);
-    let copied = copy::both_ways(&mut client, tunnel, kind, worker, &held.moved).await;
+    let copied = copy::both_ways(&mut client, tunnel, kind, worker, &held.moved);
+    let copied = held.note(copied).await;
     held.ended(&copied);
     if let Err(failure) = copied {
         worker.count(&failure);
