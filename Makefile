@@ -39,7 +39,7 @@ clippy:
 	@echo "== lints"
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	cargo clippy --workspace --bin ferrule-leaky --bin ferrule-seeded \
-	  --features proxy/leaky-layer,proxy/seeded-leaks --test flat --locked -- -D warnings
+	  --features proxy/leaky-layer,proxy/seeded-leaks,proxy/system-allocator --test flat --locked -- -D warnings
 
 # It is made with private items, so links to them lead somewhere.
 doc:

@@ -6,7 +6,9 @@ use proxy::cli::Arguments;
 use telemetry::backtrace_guard;
 use telemetry::error::chain;
 
-/// jemalloc; its settings are compiled in, see `.cargo/config.toml`.
+/// jemalloc; its settings are compiled in, see `.cargo/config.toml`. Nothing can be put in its place at
+/// run time, so a build for tools that do that goes without.
+#[cfg(not(feature = "system-allocator"))]
 #[global_allocator]
 static ALLOCATOR: telemetry::heapwatch::Allocator = telemetry::heapwatch::Allocator;
 

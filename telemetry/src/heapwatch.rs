@@ -58,6 +58,7 @@ use self::watch::{News, Watch};
 use crate::error::chain;
 use crate::ledger::{Ledger, scope::TELEMETRY};
 use crate::lock::Mutex;
+use crate::memory::HAS_JEMALLOC;
 use crate::metrics::{Registry, catalogue};
 use crate::stack;
 use crate::symbols::{self, Names, child};
@@ -378,6 +379,9 @@ fn begin(profile: Profile, directory: &Path) -> (Mode, Option<Dumps>) {
     });
     let Err(error) = hooks else { return (Mode::Hooks, None) };
     tracing::warn!(error = %chain(error), "blocks cannot be followed one by one");
+    if !HAS_JEMALLOC {
+        return (Mode::Off, None);
+    }
     let dumps = Dumps::new(directory);
     // Half-installed hooks would only cost; without them the tables stay empty.
     hooks::remove();

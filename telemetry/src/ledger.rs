@@ -182,6 +182,11 @@ impl Ledger {
         self.entries.lock().push(Entry::Watched { name, unit, cap, read, high, place });
     }
 
+    /// Workers that book here: what each may hold, they may hold together so many times.
+    pub fn workers(&self) -> usize {
+        self.registry.shards() - 1
+    }
+
     /// Reads every account and moves the high-water marks.
     pub fn read(&self) -> Vec<Line> {
         self.entries.lock().iter().map(Entry::line).collect()

@@ -7,6 +7,9 @@ use tikv_jemalloc_ctl::{epoch, opt, stats};
 
 use crate::metrics::{Registry, Source, catalogue};
 
+/// Whether jemalloc may be asked anything.
+pub(crate) const HAS_JEMALLOC: bool = !cfg!(feature = "system-allocator");
+
 /// jemalloc's own totals, in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Memory {
@@ -27,7 +30,7 @@ pub struct Memory {
 /// Reads the totals as of now; zeros when jemalloc is not the allocator (unit tests).
 pub fn read() -> Memory {
     // The statistics are a snapshot that only moves with the epoch.
-    if epoch::advance().is_err() {
+    if !HAS_JEMALLOC || epoch::advance().is_err() {
         return Memory::default();
     }
     Memory {
@@ -45,6 +48,9 @@ pub fn read() -> Memory {
 /// Takes each arena's lock in turn and a millisecond or so; for when memory is short.
 #[allow(unsafe_code, reason = "a command of the allocator, which has no typed form")]
 pub fn purge() {
+    if !HAS_JEMALLOC {
+        return;
+    }
     // MALLCTL_ARENAS_ALL, as the allocator's manual gives it for `arena.<i>.purge`.
     let all = c"arena.4096.purge";
     let none = std::ptr::null_mut;
@@ -73,7 +79,7 @@ impl ThreadBalance {
     pub fn new() -> Self {
         let both =
             || Ok::<_, tikv_jemalloc_ctl::Error>([allocatedp::read()?, deallocatedp::read()?]);
-        Self { counters: both().ok() }
+        Self { counters: HAS_JEMALLOC.then(both).and_then(Result::ok) }
     }
 
     /// Bytes; negative when it has freed more of other threads' than it allocated. Two loads.
@@ -91,7 +97,7 @@ pub fn approximate_active() -> usize {
     static KEY: LazyLock<Option<[usize; 2]>> = LazyLock::new(|| {
         let mut key = [0; 2];
         let name = b"approximate_stats.active\0";
-        tikv_jemalloc_ctl::raw::name_to_mib(name, &mut key).is_ok().then_some(key)
+        (HAS_JEMALLOC && tikv_jemalloc_ctl::raw::name_to_mib(name, &mut key).is_ok()).then_some(key)
     });
     let Some(key) = &*KEY else { return 0 };
     #[allow(unsafe_code, reason = "this figure of the allocator has no typed reader")]
@@ -104,7 +110,7 @@ pub fn approximate_active() -> usize {
 pub(crate) fn cached() -> u64 {
     // MALLCTL_ARENAS_ALL: the sum of all arenas, as of the last epoch.
     let name = b"stats.arenas.4096.tcache_bytes\0";
-    if epoch::advance().is_err() {
+    if !HAS_JEMALLOC || epoch::advance().is_err() {
         return 0;
     }
     #[allow(unsafe_code, reason = "this figure of the allocator has no typed reader")]
@@ -126,7 +132,7 @@ pub(crate) fn c_libraries() -> u64 {
 
 /// Whether the allocator gives memory back from a thread of its own; `.cargo/config.toml` asks for it.
 pub fn has_background_thread() -> bool {
-    opt::background_thread::read().unwrap_or_default()
+    HAS_JEMALLOC && opt::background_thread::read().unwrap_or_default()
 }
 
 /// Exports `ferrule_memory_bytes{kind}`.

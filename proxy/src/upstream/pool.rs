@@ -61,7 +61,8 @@ impl Pool {
         timeouts: &config::Timeouts,
         ledger: &Ledger,
     ) -> Self {
-        let cap = limits.upstream_idle_max as u64;
+        // All workers book in one account, each for its own pool.
+        let cap = limits.upstream_idle_max.saturating_mul(ledger.workers()) as u64;
         Self {
             idle: RefCell::default(),
             per_instance_max: limits.upstream_idle_per_instance_max,
@@ -214,4 +215,22 @@ pub(super) fn is_quiet(tcp: &TcpStream, look: Look) -> bool {
             .map_err(io::Error::from),
     };
     matches!(read, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+}
+
+#[cfg(test)]
+mod tests {
+    use telemetry::metrics::Registry;
+
+    use super::*;
+
+    #[test]
+    fn the_ledger_bounds_what_all_workers_keep_together() {
+        let ledger = Ledger::new(Registry::new(3, 10));
+        let limits = config::Limits { upstream_idle_max: 5, ..config::Limits::default() };
+        let timeouts = config::Timeouts::default();
+        let _pools: Vec<_> = (0..3).map(|_| Pool::new(&limits, &timeouts, &ledger)).collect();
+        let lines = ledger.read();
+        let line = lines.iter().find(|line| line.name == "upstream_idle");
+        assert_eq!(line.map(|line| line.cap), Some(15));
+    }
 }

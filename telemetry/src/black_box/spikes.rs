@@ -16,6 +16,7 @@ use rustix::io::read;
 use super::BlackBox;
 use super::record::RawSpike;
 use crate::clock;
+use crate::memory::HAS_JEMALLOC;
 use crate::sampler::Readings;
 
 /// Why allocations are not watched. The sampler still sees that memory goes, but not who takes it.
@@ -23,6 +24,8 @@ use crate::sampler::Readings;
 pub enum HookError {
     #[error("the allocator does not know the hook")]
     Refused(#[source] tikv_jemalloc_ctl::Error),
+    #[error("the C library allocates, and calls nobody")]
+    NoJemalloc,
     #[error("the allocator took the hook but does not call it")]
     Silent,
     #[error("allocations are watched already")]
@@ -76,6 +79,9 @@ pub fn watch_allocations(
 ) -> Result<(), HookError> {
     let watch = Watch { black_box, readings, gate: Gate::default(), calls: AtomicU64::new(0) };
     WATCH.set(watch).map_err(|_| HookError::Taken)?;
+    if !HAS_JEMALLOC {
+        return Err(HookError::NoJemalloc);
+    }
     let hook = Hook { callback: on_allocated, interval: INTERVAL_BYTES, is_alloc_only: true };
     #[allow(unsafe_code, reason = "the allocator's hooks are set by untyped writes")]
     // SAFETY: the name ends with a zero and takes a `user_hook_object_t`, which `Hook` is, field by

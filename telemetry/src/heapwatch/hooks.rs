@@ -16,6 +16,7 @@ use super::containers::{self, Containers};
 use super::samples::{Sample, Samples};
 use super::stacks::{PCS_MAX, SCALES, Stacks};
 use super::tag;
+use crate::memory::HAS_JEMALLOC;
 use crate::stack;
 
 /// Everything the hooks write. In the program's zeroed memory: no page of it exists before it is used.
@@ -51,6 +52,8 @@ type FreeHook = extern "C" fn(*const c_void, usize);
 /// Why blocks cannot be followed one by one.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum HookError {
+    #[error("the C library allocates, and does not sample")]
+    NoJemalloc,
     #[error("the allocator was built without sampling")]
     NoSampling(#[source] Error),
     #[error("the allocator has no hook {0}")]
@@ -75,6 +78,9 @@ pub(super) fn now_ms() -> u64 {
 #[allow(unsafe_code, reason = "the allocator is told what to call")]
 pub(super) fn install(lg_interval: u32, ages_ms: [u64; SCALES]) -> Result<(), HookError> {
     stack::map();
+    if !HAS_JEMALLOC {
+        return Err(HookError::NoJemalloc);
+    }
     for (cell, age) in TABLES.ages_ms.iter().zip(ages_ms) {
         cell.store(age, Relaxed);
     }
