@@ -17,7 +17,8 @@ use clap::Args;
 use crate::options::{Common, Selection};
 use crate::suite::{Part, Suite};
 pub(crate) use drivers::{
-    Bodies, Errors, Grpc, Records, Resets, SlowReader, Target, Tcp, Team, WebSockets,
+    Bodies, Errors, Grpc, Records, Resets, SlowReader, Target, Tcp, Team, WebSockets, Worker, host,
+    random, timed,
 };
 pub(crate) use measure::{Load, Outcome, Plan, Window, measure};
 use profile::Profile;

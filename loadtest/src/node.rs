@@ -29,6 +29,15 @@ pub(crate) struct Node {
     process: Running,
 }
 
+/// One line of the ledger.
+pub(crate) struct Held {
+    pub owner: String,
+    pub bytes: f64,
+    /// The highest so far, and the cap, in what the owner counts.
+    pub high: f64,
+    pub cap: f64,
+}
+
 /// How long a node may take to be ready: a debug build on a busy machine.
 const READY: Duration = Duration::from_secs(60);
 
@@ -142,11 +151,16 @@ impl Node {
 
     /// Owners of the ledger and the bytes that they hold.
     pub(crate) fn ledger(&self) -> Result<Vec<(String, f64)>> {
+        Ok(self.ledger_lines()?.into_iter().map(|held| (held.owner, held.bytes)).collect())
+    }
+
+    pub(crate) fn ledger_lines(&self) -> Result<Vec<Held>> {
         let page: serde_json::Value = serde_json::from_str(&self.get("/memory.json")?)?;
         let lines = page["ledger"].as_array().context("no ledger in /memory.json")?;
         let line = |line: &serde_json::Value| {
             let owner = line["owner"].as_str().unwrap_or("?").to_owned();
-            (owner, line["bytes"].as_f64().unwrap_or_default())
+            let number = |key: &str| line[key].as_f64().unwrap_or_default();
+            Held { owner, bytes: number("bytes"), high: number("high"), cap: number("cap") }
         };
         Ok(lines.iter().map(line).collect())
     }
@@ -157,10 +171,15 @@ impl Node {
 
     /// Waits until nothing is in flight; says what still is.
     pub(crate) fn settles(&self, patience: Duration) -> Result<()> {
+        self.settles_to(0, patience)
+    }
+
+    /// Waits until there is no more of anything in flight than `standing`.
+    pub(crate) fn settles_to(&self, standing: u64, patience: Duration) -> Result<()> {
         let mut left = String::new();
         let settled = wait_until(patience, || match self.scrape() {
             Ok(scrape) => {
-                left = scrape.left().join(", ");
+                left = scrape.left(standing).join(", ");
                 left.is_empty()
             }
             Err(error) => {

@@ -38,6 +38,8 @@ pub(crate) const LEDGER: &str = "ledger";
 pub(crate) const CONNECTIONS: &str = "connections";
 pub(crate) const IN_FLIGHT: &str = "requests in flight";
 pub(crate) const REQUESTS: &str = "requests";
+/// Stacks that the node calls a probable leak or one.
+pub(crate) const SUSPECTS: &str = "suspects";
 pub(crate) const CPU: &str = "CPU";
 
 const MIB: f64 = (1 << 20) as f64;
@@ -93,6 +95,9 @@ impl Samples {
         self.put(LEDGER, at, scrape.sum("ferrule_ledger_bytes") / MIB);
         self.put(CONNECTIONS, at, scrape.value("ferrule_downstream_connections"));
         self.put(IN_FLIGHT, at, scrape.value("ferrule_requests_in_flight"));
+        let suspects = ["probable", "leak"]
+            .map(|state| scrape.value(&format!("ferrule_leak_suspects{{state=\"{state}\"}}")));
+        self.put(SUSPECTS, at, suspects.iter().sum());
         self.put(REQUESTS, at, scrape.value("ferrule_requests_received_total"));
     }
 

@@ -26,6 +26,19 @@ const SOAK: Duration = Duration::from_secs(75);
 /// How far the bytes per request may be off.
 const TOLERANCE: f64 = 0.15;
 
+/// Apps that fill the metrics' room for labels within the first seconds: what fills for longer is
+/// accused on the scales of the test profile.
+const SHELVES: usize = 30;
+
+/// That room.
+const LABELS_MAX: u64 = 20;
+
+/// Rounds at which a crowd comes, and how long it stays. The load beside it is on two connections, so
+/// it is tenfold.
+const CROWDS: [u32; 2] = [15, 45];
+const CROWDED: Duration = Duration::from_secs(8);
+const CROWD: usize = 9;
+
 struct Leak {
     seed: &'static str,
     function: &'static str,
@@ -186,14 +199,21 @@ fn a_busy_node_without_a_leak_is_not_accused() {
     let edge = Edge::builder()
         .app(hello.clone())
         .app(App::new("chat").instance(chat.address()))
+        .limit("metric_labels_max", LABELS_MAX)
+        .limit("upstream_idle_max", 8)
         .heapwatch_for_tests()
         .start();
-    let stop = AtomicBool::new(false);
+    let (stop, leave) = (AtomicBool::new(false), [AtomicBool::new(false), AtomicBool::new(false)]);
     let begun = Instant::now();
     std::thread::scope(|scope| {
+        // A failure must end them too, or the scope would wait for ever.
+        let _told = Told([&stop, &leave[0], &leave[1]]);
         let (address, stopping) = (edge.http(), &stop);
         scope.spawn(move || load(address, stopping, stopping));
         let mut sockets = Vec::new();
+        let mut shelves = 0;
+        let mut crowds = CROWDS.iter().zip(&leave).peekable();
+        let mut left: Option<(Instant, &AtomicBool)> = None;
         let mut round = 0;
         while begun.elapsed() < SOAK {
             round += 1;
@@ -204,12 +224,28 @@ fn a_busy_node_without_a_leak_is_not_accused() {
                 socket.send(1, b"still here");
                 assert_eq!(socket.receive().1, b"still here");
             }
+            // Caches fill to their bounds.
+            while shelves < SHELVES.min(4 * round as usize) {
+                edge.write_app(&App::new(&format!("shelf-{shelves}")).instance(echo.address()));
+                shelves += 1;
+            }
+            for shelf in 0..shelves {
+                let status = edge.connect().get(&format!("shelf-{shelf}.test"), "/").status;
+                assert!(matches!(status, 200 | 404), "{status}"); // not read yet
+            }
             // A crowd comes and goes.
-            if round == 15 {
+            if let Some((_, leaves)) = crowds.next_if(|(at, _)| round >= **at) {
                 let mut crowd: Vec<_> = (0..200).map(|_| edge.connect()).collect();
                 for client in &mut crowd {
                     assert_eq!(client.get("hello.test", "/").status, 200);
                 }
+                for _ in 0..CROWD {
+                    scope.spawn(move || load(address, leaves, leaves));
+                }
+                left = Some((Instant::now() + CROWDED, leaves));
+            }
+            if let Some((_, leaves)) = left.take_if(|(at, _)| *at <= Instant::now()) {
+                leaves.store(true, Relaxed);
             }
             // The inventory is written anew.
             if round % 5 == 0 {
@@ -219,12 +255,20 @@ fn a_busy_node_without_a_leak_is_not_accused() {
             let accused = suspects(&told);
             let accused: Vec<_> =
                 accused.iter().map(|suspect| (suspect.state, &suspect.functions)).collect();
-            if !accused.is_empty() {
-                stop.store(true, Relaxed);
-            }
             assert!(accused.is_empty(), "after {:?}: {accused:#?}", begun.elapsed());
             std::thread::sleep(Duration::from_secs(1));
         }
-        stop.store(true, Relaxed);
+        assert!(crowds.next().is_none(), "only {round} rounds: a crowd did not come");
     });
+    let beyond = edge.metric("ferrule_metrics_overflow_total");
+    assert!(beyond > 0.0, "the room for labels was never full");
+}
+
+/// Tells all of them at the end, however that comes.
+struct Told<'a>([&'a AtomicBool; 3]);
+
+impl Drop for Told<'_> {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|told| told.store(true, Relaxed));
+    }
 }

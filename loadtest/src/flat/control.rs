@@ -84,6 +84,7 @@ impl Control {
             grows_is_enough: true,
             windows: 40,
             at_most: flat.at_most.unwrap_or(1.0),
+            standing: 0,
             recovery,
         }
     }

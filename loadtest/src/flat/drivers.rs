@@ -157,7 +157,7 @@ fn turn<W: Worker>(
 }
 
 /// Runs `what`, and adds how long it took.
-fn timed<T>(histogram: &mut Histogram, what: impl FnOnce() -> Result<T>) -> Result<T> {
+pub(crate) fn timed<T>(histogram: &mut Histogram, what: impl FnOnce() -> Result<T>) -> Result<T> {
     let began = Instant::now();
     let result = what()?;
     histogram.add(began.elapsed());

@@ -41,12 +41,14 @@ pub(crate) struct Plan {
     /// More of them, up to so many, while flatness is not shown: caches may fill for longer than was
     /// thought, and then the first fifth of more is more.
     pub requests_max: u64,
-    /// For so long instead, and half as long again.
+    /// For so long instead, and longer in the proportion of `requests_max` to `requests`.
     pub time: Option<Duration>,
     /// Whether growth ends a run: what is to be caught need not be waited for.
     pub grows_is_enough: bool,
     pub windows: u32,
     pub at_most: f64,
+    /// Requests that are in flight from before the beginning to after the end: they are no work.
+    pub standing: u64,
     /// How long resident memory may take to come back.
     pub recovery: Duration,
 }
@@ -110,7 +112,7 @@ pub(crate) fn measure(node: &Node, load: &mut dyn Load, plan: &Plan) -> Result<O
     let (allocated, ledger) = loop {
         let window = load.window(each)?;
         sent += window.done;
-        readings.push(read(node, sent, began, window)?);
+        readings.push(read(node, plan.standing, sent, began, window)?);
         if readings.len() == warm {
             load.rest();
             idle = stands_still(node)?;
@@ -130,7 +132,7 @@ pub(crate) fn measure(node: &Node, load: &mut dyn Load, plan: &Plan) -> Result<O
     load.rest();
     let grown = grown(&owners, node.ledger()?);
     let (after, recovered) = recovers(node, idle, plan.recovery)?;
-    let settled = node.settles(Duration::from_secs(10));
+    let settled = node.settles_to(plan.standing, Duration::from_secs(10));
     let scrape = node.scrape()?;
     Ok(Outcome {
         verdict: plan.verdict(allocated),
@@ -141,7 +143,7 @@ pub(crate) fn measure(node: &Node, load: &mut dyn Load, plan: &Plan) -> Result<O
         idle,
         after,
         recovered,
-        left: if settled.is_ok() { Vec::new() } else { scrape.left() },
+        left: if settled.is_ok() { Vec::new() } else { scrape.left(plan.standing) },
         wrong: load.wrong(),
         series: scrape.series(),
         grown,
@@ -151,14 +153,20 @@ pub(crate) fn measure(node: &Node, load: &mut dyn Load, plan: &Plan) -> Result<O
 
 /// Memory after `requests`: the least of a few readings, since a batch that is just being exported is
 /// no growth.
-fn read(node: &Node, requests: u64, began: Instant, window: Window) -> Result<Reading> {
+fn read(
+    node: &Node,
+    standing: u64,
+    requests: u64,
+    began: Instant,
+    window: Window,
+) -> Result<Reading> {
     const READINGS: usize = 5;
     const APART: Duration = Duration::from_millis(12);
     // What the client has read to its end, the node may still be putting away.
     let busy = || {
         let scrape = node.scrape()?;
         let names = ["ferrule_requests_in_flight", "ferrule_permits_in_use"];
-        anyhow::Ok(names.iter().any(|name| scrape.value(name) != 0.0))
+        anyhow::Ok(names.iter().any(|name| scrape.value(name) > standing as f64))
     };
     wait_until(Duration::from_secs(5), || matches!(busy(), Ok(false)));
     let mut least: Option<Reading> = None;
@@ -247,8 +255,7 @@ impl Plan {
 
     /// How many times as much may be done while flatness is not shown.
     fn patience(&self) -> f64 {
-        const TIMES: f64 = 1.5;
-        if self.time.is_some() { TIMES } else { self.requests_max as f64 / self.requests as f64 }
+        self.requests_max as f64 / self.requests as f64
     }
 
     pub(crate) fn verdict(&self, slope: Slope) -> Verdict {

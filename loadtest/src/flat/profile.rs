@@ -207,6 +207,7 @@ impl Profile {
             grows_is_enough: false,
             windows,
             at_most: flat.at_most.unwrap_or(own),
+            standing: 0,
             recovery: Duration::from_secs(60),
         }
     }

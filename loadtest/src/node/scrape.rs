@@ -37,8 +37,9 @@ impl Scrape {
         self.0.len()
     }
 
-    /// What is in flight or taken, and how much of it; at rest there is nothing.
-    pub(crate) fn left(&self) -> Vec<String> {
+    /// What is in flight or taken, and how much of it, where that is more than `standing`: at rest there
+    /// is nothing.
+    pub(crate) fn left(&self, standing: u64) -> Vec<String> {
         [
             "ferrule_requests_in_flight",
             "ferrule_permits_in_use",
@@ -48,7 +49,7 @@ impl Scrape {
             "ferrule_tls_handshakes_in_flight",
         ]
         .into_iter()
-        .filter(|name| self.value(name) != 0.0)
+        .filter(|name| self.value(name) > standing as f64)
         .map(|name| format!("{name} {}", self.value(name)))
         .collect()
     }
