@@ -63,13 +63,14 @@ build: ## builds the binary and every test in one go, so that nothing is compile
 	cargo build --workspace --bins --tests --locked
 	$(LEAKY)
 
-test: install-tools check bpf-check build ## everything: tools, checks, unit and integration tests, attacks
+test: install-tools check bpf-check build ## everything: tools, checks, unit and integration tests, attacks, instruction counts
 	@echo "== tests"
 	@rm -f "$$FERRULE_SKIPPED"
 	@TEST_THREADS=$(TEST_THREADS) tests/run.sh
 	@echo "== attacks"
 	target/debug/loadtest proof --short --forgive-timing --ferrule target/debug/ferrule \
 	  --suites attacks --output target/proof-attacks
+	@$(MAKE) --no-print-directory instructions
 	@if [ -s "$$FERRULE_SKIPPED" ]; then \
 	  echo "Not run:"; sort -u "$$FERRULE_SKIPPED"; [ "$${CI:-}" != true ]; fi
 
@@ -100,10 +101,11 @@ proof-ci: install-tools build ## attacks and faults in their short form with the
 MICRO = $$(cargo bench -p proxy --bench micro --features micro --locked --no-run --message-format json \
   | grep -o '"executable":"[^"]*micro-[^"]*"' | cut -d'"' -f4 | tail -n 1)
 
-instructions: ## counts the instructions of what each request pays for, and compares with what is stored
+instructions: install-tools ## counts the instructions of what each request pays for, and compares with what is stored
+	@echo "== instructions"
 	proxy/benches/instructions $(MICRO)
 
-instructions-update: ## stores them
+instructions-update: install-tools ## stores them
 	proxy/benches/instructions $(MICRO) --update
 
 UPGRADES ?= 20

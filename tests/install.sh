@@ -16,7 +16,7 @@ say() { echo "install: $*"; }
 # command package
 needed="nginx:nginx-light nghttpd:nghttp2-server h2load:nghttp2-client haproxy:haproxy
 curl:curl openssl:openssl python3:python3 pip3:python3-pip taskset:util-linux column:bsdextrautils cc:gcc
-ip:iproute2 nsenter:util-linux unshare:util-linux setpriv:util-linux systemd-analyze:systemd"
+ip:iproute2 nsenter:util-linux unshare:util-linux setpriv:util-linux systemd-analyze:systemd valgrind:valgrind"
 
 as_root=()
 [ "$(id -u)" = 0 ] || as_root=(sudo -n)
