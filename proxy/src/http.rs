@@ -9,6 +9,7 @@ use crate::body::Body;
 
 pub mod screen;
 pub mod h1;
+pub(crate) mod frames;
 pub mod h2;
 pub mod upgrade;
 pub mod websocket;

@@ -7,6 +7,7 @@
 //! gets another connection.
 
 mod driver;
+mod empty;
 mod cancel;
 mod download;
 mod upload;
@@ -31,6 +32,7 @@ use crate::error::{Code, Failure, Retry};
 use crate::io::cork::{Buffers, cork};
 
 use cancel::{Cancelled, Pace};
+use empty::{Empties, Watched};
 pub(super) use stream::Stream;
 
 /// What every HTTP/2 connection of a worker shares.
@@ -68,6 +70,7 @@ pub(super) struct Connection {
     freed: Notify,
     idle_since: Cell<Instant>,
     answered: Cell<bool>,
+    empties: Empties,
     pace: RefCell<Pace>,
     /// Streams nobody wants, until they end or their reset may go out. No more than `streams`.
     cancelled: RefCell<Vec<Cancelled>>,
@@ -140,7 +143,8 @@ impl Http2 {
         T: AsyncRead + AsyncWrite + Unpin + 'static,
     {
         let failed = || Failure::new(Code::PU01).retry(Retry::Unsent);
-        let (corked, handle) = cork(io, self.buffers.clone());
+        let (watched, empties) = Watched::new(io);
+        let (corked, handle) = cork(watched, self.buffers.clone());
         let (sender, mut h2) = peer
             .builder(self.header_bytes_max)
             .handshake(corked)
@@ -156,7 +160,7 @@ impl Http2 {
             Peer::Instance => self.timeouts.h2_idle,
             Peer::Node => NODE_IDLE,
         };
-        let connection = Rc::new(Connection::new(self.clone(), sender));
+        let connection = Rc::new(Connection::new(self.clone(), sender, empties));
         let driver = driver::Driver::new(h2, handle, pings, idle, connection.clone());
         self.tasks.spawn_local(tagged(Subsystem::Upstream, driver.run(counted)));
 
@@ -202,7 +206,7 @@ impl Peer {
 // === impl Connection ===
 
 impl Connection {
-    fn new(http2: Http2, sender: SendRequest<Bytes>) -> Self {
+    fn new(http2: Http2, sender: SendRequest<Bytes>, empties: Empties) -> Self {
         let pace = Pace::new(http2.resets_per_second, Instant::now());
         Self {
             http2,
@@ -215,6 +219,7 @@ impl Connection {
             freed: Notify::new(),
             idle_since: Cell::new(Instant::now()),
             answered: Cell::new(false),
+            empties,
             pace: RefCell::new(pace),
             cancelled: RefCell::default(),
             driver: RefCell::default(),
@@ -267,14 +272,15 @@ impl Connection {
         Ok(Slot { connection: self.clone(), is_live: true })
     }
 
-    /// May it take another stream? Retires it if the peer has said that it may not.
+    /// May it take another stream? Retires it if the peer has said that it may not, or would make h2
+    /// end it.
     pub(super) fn is_usable(&self) -> bool {
         let ready = match self.sender.borrow_mut().as_mut() {
             None => return false,
             // Never pending: this handle opens no stream itself.
             Some(sender) => sender.poll_ready(&mut Context::from_waker(Waker::noop())),
         };
-        let is_usable = !matches!(ready, Poll::Ready(Err(_)));
+        let is_usable = !matches!(ready, Poll::Ready(Err(_))) && !self.empties.are_too_many();
         if !is_usable {
             self.retire();
         }

@@ -14,6 +14,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
+use crate::http::frames::{Frames, Header, flag, kind};
 use crate::io::stream::Stream;
 
 /// A transport whose incoming frames are counted.
@@ -25,10 +26,7 @@ pub(super) struct Metered {
 /// Follows the frame headers of one connection.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Meter {
-    /// Bytes to skip: the preface first, then payloads.
-    skip: usize,
-    header: [u8; HEADER_BYTES],
-    header_len: usize,
+    frames: Frames,
     control: u32,
     resets: u32,
     /// Header blocks since the connection's turn began.
@@ -55,7 +53,6 @@ pub(crate) enum Excess {
 }
 
 const PREFACE_BYTES: usize = 24;
-const HEADER_BYTES: usize = 9;
 
 /// Header blocks after which a connection reads no more before the requests of it have been looked at.
 ///
@@ -70,16 +67,6 @@ const WINDOW: Duration = Duration::from_secs(10);
 /// Longest wait for the end of a header block and for the acknowledgement of our SETTINGS.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-mod frame {
-    pub(super) const DATA: u8 = 0;
-    pub(super) const HEADERS: u8 = 1;
-    pub(super) const RST_STREAM: u8 = 3;
-    pub(super) const SETTINGS: u8 = 4;
-    pub(super) const CONTINUATION: u8 = 9;
-    pub(super) const FLAG_ACK: u8 = 1;
-    pub(super) const FLAG_END_HEADERS: u8 = 4;
-}
-
 // === impl Metered ===
 
 impl Metered {
@@ -93,47 +80,28 @@ impl Metered {
 
 impl Meter {
     pub(crate) fn new() -> Self {
-        Self { skip: PREFACE_BYTES, ..Self::default() }
+        Self { frames: Frames::after(PREFACE_BYTES), ..Self::default() }
     }
 
-    pub(crate) fn read(&mut self, mut bytes: &[u8]) {
-        while !bytes.is_empty() {
-            if self.skip > 0 {
-                let skipped = self.skip.min(bytes.len());
-                self.skip -= skipped;
-                bytes = &bytes[skipped..];
-                continue;
+    pub(crate) fn read(&mut self, bytes: &[u8]) {
+        let Self { frames, control, resets, heads, settings_acknowledged, in_header_block, .. } =
+            self;
+        frames.read(bytes, |Header { kind, flags, .. }| match kind {
+            kind::DATA => {}
+            kind::HEADERS | kind::CONTINUATION => {
+                *heads += 1;
+                *in_header_block = flags & flag::END_HEADERS == 0;
             }
-            let take = (HEADER_BYTES - self.header_len).min(bytes.len());
-            self.header[self.header_len..self.header_len + take].copy_from_slice(&bytes[..take]);
-            self.header_len += take;
-            bytes = &bytes[take..];
-            if self.header_len == HEADER_BYTES {
-                self.header_len = 0;
-                self.frame();
+            kind::RST_STREAM => {
+                *resets += 1;
+                *control += 1;
             }
-        }
-    }
-
-    fn frame(&mut self) {
-        let [a, b, c, kind, flags, ..] = self.header;
-        self.skip = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
-        match kind {
-            frame::DATA => {}
-            frame::HEADERS | frame::CONTINUATION => {
-                self.heads += 1;
-                self.in_header_block = flags & frame::FLAG_END_HEADERS == 0;
+            kind::SETTINGS if flags & flag::ACK != 0 => {
+                *settings_acknowledged = true;
+                *control += 1;
             }
-            frame::RST_STREAM => {
-                self.resets += 1;
-                self.control += 1;
-            }
-            frame::SETTINGS if flags & frame::FLAG_ACK != 0 => {
-                self.settings_acknowledged = true;
-                self.control += 1;
-            }
-            _ => self.control += 1,
-        }
+            _ => *control += 1,
+        });
     }
 
     /// The connection is polled from here on.
@@ -221,6 +189,7 @@ impl AsyncWrite for Metered {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http::frames::HEADER_BYTES;
 
     fn frame(kind: u8, flags: u8, payload: usize) -> Vec<u8> {
         let length = (payload as u32).to_be_bytes();
@@ -240,27 +209,27 @@ mod tests {
     #[test]
     fn floods_are_counted_however_the_bytes_are_cut() {
         const PING: u8 = 6;
-        let request = [frame(frame::HEADERS, 5, 40), frame(frame::DATA, 1, 1000)];
+        let request = [frame(kind::HEADERS, 5, 40), frame(kind::DATA, 1, 1000)];
         let requests: Vec<_> = request.iter().cycle().take(200).cloned().collect();
         for piece in [1, 7, 64, 100_000] {
             assert_eq!(metered(&requests, piece).excess(10, 3), None);
             let flood = vec![frame(PING, 0, 8); 11];
             assert_eq!(metered(&flood, piece).excess(10, 3), Some(Excess::ControlFrames));
-            let resets = vec![frame(frame::RST_STREAM, 0, 4); 4];
+            let resets = vec![frame(kind::RST_STREAM, 0, 4); 4];
             assert_eq!(metered(&resets, piece).excess(10, 3), Some(Excess::Resets));
         }
     }
 
     #[test]
     fn a_connection_has_had_its_turn_after_so_many_heads_and_gets_another() {
-        let heads = |count| vec![frame(frame::HEADERS, 5, 40); count];
+        let heads = |count| vec![frame(kind::HEADERS, 5, 40); count];
         let few = metered(&heads(HEADS_PER_TURN as usize - 1), 64);
         assert!(!few.has_had_its_turn());
         let mut many = metered(&heads(HEADS_PER_TURN as usize), 64);
         assert!(many.has_had_its_turn());
         many.begin_turn();
         assert!(!many.has_had_its_turn());
-        let data = metered(&vec![frame(frame::DATA, 0, 40); 100], 64);
+        let data = metered(&vec![frame(kind::DATA, 0, 40); 100], 64);
         assert!(!data.has_had_its_turn(), "data is not decoded to more than was sent");
     }
 
@@ -276,13 +245,13 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn unfinished_headers_and_unacknowledged_settings_run_out_of_time() {
-        let mut meter = metered(&[frame(frame::HEADERS, 0, 10)], 64);
+        let mut meter = metered(&[frame(kind::HEADERS, 0, 10)], 64);
         assert_eq!(meter.look(Duration::ZERO, Instant::now()), None);
         tokio::time::advance(PATIENCE).await;
         assert_eq!(meter.look(PATIENCE, Instant::now()), Some(Excess::HeaderBlock));
-        meter.read(&frame(frame::CONTINUATION, frame::FLAG_END_HEADERS, 3));
+        meter.read(&frame(kind::CONTINUATION, flag::END_HEADERS, 3));
         assert_eq!(meter.look(PATIENCE, Instant::now()), Some(Excess::SettingsAck));
-        meter.read(&frame(frame::SETTINGS, frame::FLAG_ACK, 0));
+        meter.read(&frame(kind::SETTINGS, flag::ACK, 0));
         assert_eq!(meter.look(PATIENCE, Instant::now()), None);
     }
 }

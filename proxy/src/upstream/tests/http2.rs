@@ -579,6 +579,34 @@ fn an_upload_waits_for_the_instance() {
     });
 }
 
+/// h2 itself would end the connection with the 101st, and the streams that go on with it.
+#[test]
+fn empty_frames_of_an_instance_cost_a_connection_and_no_request() {
+    run(async |bed: Bed| {
+        let instance = bed
+            .h2_instance(server(), |request, mut respond| async move {
+                let mut sending = respond.send_response(answer(200), false).unwrap();
+                sending.send_data("data".into(), false).unwrap();
+                if request.uri().path() == "/long" {
+                    // As long as another one may bring empty frames.
+                    tokio::time::sleep(Duration::from_millis(200)).await;
+                }
+                sending.send_data(Bytes::new(), false).unwrap();
+                sending.send_data(" and its end".into(), true).unwrap();
+            })
+            .await;
+        let target = instance.h2c();
+        for _ in 0..4 {
+            let long = bed.send(&target, get("/long")).await.unwrap();
+            for _ in 0..49 {
+                assert_eq!(text(bed.get(&target).await.unwrap()).await, "data and its end");
+            }
+            assert_eq!(text(long).await, "data and its end");
+        }
+        assert_eq!(instance.accepted.get(), 4);
+    });
+}
+
 #[test]
 fn an_instance_that_hangs_runs_into_its_deadlines() {
     run(async |bed: Bed| {
