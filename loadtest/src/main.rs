@@ -54,6 +54,8 @@ enum Command {
     Soak(soak::Soak),
     /// CPU, memory and latency beside nginx and HAProxy.
     Peers(peers::Peers),
+    /// What telemetry costs the requests.
+    Telemetry(peers::Telemetry),
     /// All of them.
     Proof(proof::Proof),
     /// An instance, for the suites.
@@ -85,6 +87,7 @@ fn run(common: &Common, command: &Command) -> Result<Outcome> {
         Command::Faults(faults) => report.add(faults.run(common)?),
         Command::Soak(soak) => report.add(soak.run(common)?),
         Command::Peers(peers) => report.add(peers.run(common)?),
+        Command::Telemetry(telemetry) => report.add(telemetry.run(common)?),
         Command::Proof(proof) => proof.run(common, &mut report)?,
         Command::Instance(_) => {}
     }

@@ -55,6 +55,8 @@ pub(crate) enum Takes {
     Busy,
     /// Closes the connection.
     Closed,
+    /// Answers with a byte a second.
+    Trickle,
 }
 
 // === impl Server ===

@@ -7,6 +7,7 @@ mod handshakes;
 mod idle;
 mod syscalls;
 mod table;
+mod telemetry;
 
 use std::path::Path;
 use std::path::PathBuf;
@@ -19,12 +20,12 @@ use tempfile::TempDir;
 
 use crate::machine;
 use crate::options::Common;
-use crate::origin::{Collector, Takes};
 use crate::suite::{Part, Suite};
 use crate::verdict::Check;
-use peer::{Certificate, Origins, Peer};
+use peer::{Certificate, Collectors, Origins, Peer};
 use scenario::Scenario;
 use table::{Memory, Sample};
+pub(crate) use telemetry::Telemetry;
 
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Peers {
@@ -41,6 +42,7 @@ pub(crate) struct Peers {
     #[arg(long)]
     before: Option<PathBuf>,
     /// Peers to run, of `ferrule`, `observed` (with a collector), `logged` (and an access log),
+    /// `refused`, `hanging`, `busy`, `closing`, `trickling` (with a collector that does that),
     /// `before`, `nginx` and `haproxy`; those not installed are left out.
     #[arg(long, value_delimiter = ',', default_value = "ferrule,nginx,haproxy")]
     peers: Vec<String>,
@@ -68,7 +70,7 @@ struct Scene<'a> {
     directory: TempDir,
     origins: Origins,
     certificate: Certificate,
-    collector: Collector,
+    collectors: Collectors,
     arguments: &'a Peers,
     ferrule: &'a Path,
 }
@@ -77,14 +79,7 @@ impl Peers {
     pub(crate) fn run(&self, common: &Common) -> Result<Suite> {
         let mut suite = Suite::new("peers", ABOUT);
         let scene = Scene::start(self, &common.ferrule)?;
-        let mut peers = Vec::new();
-        for name in &self.peers {
-            match scene.peer(name)? {
-                Some(peer) => peers.push(peer),
-                None => eprintln!("{name} is not installed: left out"),
-            }
-        }
-        ensure!(!peers.is_empty(), "no peer to measure");
+        let peers = scene.peers()?;
         let names: Vec<String> = peers.iter().map(|peer| peer.name().to_owned()).collect();
         for scenario in Scenario::ALL {
             if self.scenarios.is_empty() || self.scenarios.contains(&scenario) {
@@ -103,7 +98,6 @@ impl Peers {
         Ok(suite)
     }
 
-    /// Peers taking turns: what disturbs the machine disturbs all of them.
     fn scenario(
         &self,
         scenario: Scenario,
@@ -111,6 +105,23 @@ impl Peers {
         names: &[String],
         part: &mut Part,
     ) -> Result<()> {
+        let samples = self.samples(scenario, peers)?;
+        let mut syscalls = Vec::new();
+        for peer in peers {
+            match syscalls::per_unit(scenario, peer, Duration::from_secs(1)) {
+                Ok(count) => syscalls.push((peer.name().to_owned(), count)),
+                Err(error) => {
+                    part.check(Check::skipped("system calls", format!("{error:#}")));
+                    break;
+                }
+            }
+        }
+        table::show(part, scenario, names, &samples, &syscalls);
+        Ok(())
+    }
+
+    /// Peers taking turns: what disturbs the machine disturbs all of them.
+    fn samples(&self, scenario: Scenario, peers: &[Peer]) -> Result<Vec<Sample>> {
         let duration = Duration::from_secs(self.seconds);
         for peer in peers {
             scenario.run(peer, Duration::from_secs(1)).with_context(|| peer.name().to_owned())?;
@@ -139,18 +150,7 @@ impl Peers {
                 samples.push(sample);
             }
         }
-        let mut syscalls = Vec::new();
-        for peer in peers {
-            match syscalls::per_unit(scenario, peer, Duration::from_secs(1)) {
-                Ok(count) => syscalls.push((peer.name().to_owned(), count)),
-                Err(error) => {
-                    part.check(Check::skipped("system calls", format!("{error:#}")));
-                    break;
-                }
-            }
-        }
-        table::show(part, scenario, names, &samples, &syscalls);
-        Ok(())
+        Ok(samples)
     }
 }
 
@@ -160,20 +160,33 @@ impl<'a> Scene<'a> {
         Ok(Self {
             origins: Origins::start(directory.path())?,
             certificate: Certificate::write(directory.path())?,
-            collector: Collector::start(Takes::Everything)?,
+            collectors: Collectors::start()?,
             directory,
             arguments,
             ferrule,
         })
     }
 
+    /// Those that were asked for and are installed.
+    fn peers(&self) -> Result<Vec<Peer>> {
+        let mut peers = Vec::new();
+        for name in &self.arguments.peers {
+            match self.peer(name)? {
+                Some(peer) => peers.push(peer),
+                None => eprintln!("{name} is not installed: left out"),
+            }
+        }
+        ensure!(!peers.is_empty(), "no peer to measure");
+        Ok(peers)
+    }
+
     fn peer(&self, name: &str) -> Result<Option<Peer>> {
-        let Self { directory, origins, certificate, collector, arguments, ferrule } = self;
+        let Self { directory, origins, certificate, collectors, arguments, ferrule } = self;
         let program = match name {
             "before" => arguments.before.as_deref().context("--before is not given")?,
             _ => ferrule,
         };
-        Peer::start(name, program, directory.path(), certificate, origins, collector)
+        Peer::start(name, program, directory.path(), certificate, origins, collectors)
             .with_context(|| format!("starting {name}"))
     }
 

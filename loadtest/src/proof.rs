@@ -8,19 +8,22 @@ use crate::attacks::Attacks;
 use crate::faults::Faults;
 use crate::flat::Flat;
 use crate::options::Common;
-use crate::peers::Peers;
+use crate::peers::{Peers, Telemetry};
 use crate::report::Report;
 use crate::soak::Soak;
 
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Proof {
-    /// Of `flat`, `attacks`, `faults`, `soak`, `peers`; by default all, in the short form all but
-    /// `peers`.
+    /// Of `flat`, `attacks`, `faults`, `soak`, `telemetry`, `peers`; by default all, in the short form
+    /// all but the last two.
     #[arg(long, value_delimiter = ',')]
     suites: Vec<String>,
 }
 
-const SUITES: [&str; 5] = ["flat", "attacks", "faults", "soak", "peers"];
+const SUITES: [&str; 6] = ["flat", "attacks", "faults", "soak", "telemetry", "peers"];
+
+/// What compares times, for which a short form has too few.
+const TIMED: [&str; 2] = ["telemetry", "peers"];
 
 impl Proof {
     /// The report is written after each suite: what was found out before a fault is not lost.
@@ -30,7 +33,7 @@ impl Proof {
         }
         for name in SUITES {
             let chosen = if self.suites.is_empty() {
-                !(common.short && name == "peers")
+                !(common.short && TIMED.contains(&name))
             } else {
                 self.suites.iter().any(|suite| suite == name)
             };
@@ -42,6 +45,7 @@ impl Proof {
                 "attacks" => Attacks::default().run(common)?,
                 "faults" => Faults::default().run(common)?,
                 "soak" => Soak::new().run(common)?,
+                "telemetry" => Telemetry::default().run(common)?,
                 _ => Peers::default().run(common)?,
             });
             report.write(&common.output)?;

@@ -40,7 +40,8 @@ const SMALL: &[u8] =
 const TAKEN: &[u8] =
     b"HTTP/1.1 200 OK\r\ncontent-type: application/x-protobuf\r\ncontent-length: 0\r\n\r\n";
 
-const BUSY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n";
+const BUSY: &[u8] =
+    b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\ncontent-length: 0\r\n\r\n";
 
 pub(super) fn serve(connection: TcpStream, seen: &Seen) -> Result<()> {
     connection.set_nodelay(true)?;
@@ -176,6 +177,7 @@ pub(super) fn collect(connection: TcpStream, mode: &AtomicU8) -> Result<()> {
     const NOTHING: u8 = Takes::Nothing as u8;
     const BUSY_NOW: u8 = Takes::Busy as u8;
     const CLOSED: u8 = Takes::Closed as u8;
+    const TRICKLE: u8 = Takes::Trickle as u8;
     connection.set_nodelay(true)?;
     let mut stream = BufReader::new(connection);
     while let Some(head) = head(&mut stream)? {
@@ -184,6 +186,12 @@ pub(super) fn collect(connection: TcpStream, mode: &AtomicU8) -> Result<()> {
             NOTHING => {}
             BUSY_NOW => stream.get_mut().write_all(BUSY)?,
             CLOSED => return Ok(()),
+            TRICKLE => {
+                for byte in TAKEN {
+                    stream.get_mut().write_all(&[*byte])?;
+                    thread::sleep(Duration::from_secs(1));
+                }
+            }
             _ => stream.get_mut().write_all(TAKEN)?,
         }
     }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::machine;
-use crate::origin::Collector;
+use crate::origin::{Collector, Takes};
 use crate::process::{Running, find, free, wait_until};
 
 /// The name every client asks for.
@@ -43,6 +43,24 @@ pub(crate) struct Certificate {
     pub der: rustls::pki_types::CertificateDer<'static>,
 }
 
+/// Whom the peers that export speak to.
+pub(crate) struct Collectors {
+    running: Vec<(Takes, Collector)>,
+    /// Nobody listens there.
+    refused: SocketAddr,
+}
+
+/// Peers that export, and what their collector does with it; `None`: there is none.
+const EXPORTING: [(&str, Option<Takes>); 7] = [
+    ("observed", Some(Takes::Everything)),
+    ("logged", Some(Takes::Everything)),
+    ("refused", None),
+    ("hanging", Some(Takes::Nothing)),
+    ("busy", Some(Takes::Busy)),
+    ("closing", Some(Takes::Closed)),
+    ("trickling", Some(Takes::Trickle)),
+];
+
 /// One proxy.
 pub(crate) struct Peer {
     name: String,
@@ -67,28 +85,29 @@ impl Peer {
         directory: &Path,
         certificate: &Certificate,
         origins: &Origins,
-        collector: &Collector,
+        collectors: &Collectors,
     ) -> Result<Option<Self>> {
+        let collector = collectors.of(name);
         let program = match name {
-            "ferrule" | "observed" | "logged" | "before" => {
-                fs::canonicalize(ferrule).with_context(|| ferrule.display().to_string())?
-            }
             "nginx" | "haproxy" => match find(name) {
                 Some(program) => program,
                 None => return Ok(None),
             },
+            name if collector.is_some() || matches!(name, "ferrule" | "before") => {
+                fs::canonicalize(ferrule).with_context(|| ferrule.display().to_string())?
+            }
             other => bail!("no peer is called {other}"),
         };
         let home = directory.join(name);
         fs::create_dir_all(&home)?;
         let (http, https, grpc) = (free()?, free()?, free()?);
         let places = Places { home: &home, http, https, grpc, certificate, origins };
-        let arguments = match name {
-            "ferrule" | "before" => places.ferrule("")?,
-            "observed" => places.ferrule(&exporting(collector))?,
-            "logged" => places.ferrule(&(exporting(collector) + LOGGING))?,
-            "nginx" => places.nginx()?,
-            _ => places.haproxy()?,
+        let arguments = match (name, collector) {
+            ("nginx", _) => places.nginx()?,
+            ("haproxy", _) => places.haproxy()?,
+            ("logged", Some(endpoint)) => places.ferrule(&(exporting(&endpoint) + LOGGING))?,
+            (_, Some(endpoint)) => places.ferrule(&exporting(&endpoint))?,
+            (_, None) => places.ferrule("")?,
         };
         let process = start(PROXY_CPU, &program, &arguments, &home)?;
         let certificate = certificate.der.clone();
@@ -147,6 +166,26 @@ fn request(address: SocketAddr) -> Result<usize> {
     let head = answer.windows(4).position(|window| window == b"\r\n\r\n").context("no head")?;
     ensure!(answer.starts_with(b"HTTP/1.1 200"), "not a 200");
     Ok(answer.len() - head - 4)
+}
+
+// === impl Collectors ===
+
+impl Collectors {
+    pub(crate) fn start() -> Result<Self> {
+        let kinds = EXPORTING.iter().filter_map(|(_, takes)| *takes);
+        let running = kinds.map(|takes| Ok((takes, Collector::start(takes)?)));
+        Ok(Self { running: running.collect::<Result<_>>()?, refused: free()? })
+    }
+
+    /// Where a peer exports to, if it does.
+    fn of(&self, peer: &str) -> Option<String> {
+        let (_, takes) = EXPORTING.iter().find(|(name, _)| *name == peer)?;
+        let running = takes.and_then(|takes| self.running.iter().find(|(kind, _)| *kind == takes));
+        Some(match running {
+            Some((_, collector)) => collector.endpoint(),
+            None => format!("http://{}", self.refused),
+        })
+    }
 }
 
 // === impl Origins, Certificate ===
@@ -325,8 +364,8 @@ impl Places<'_> {
 }
 
 /// Requests are recorded and sampled as by default.
-fn exporting(collector: &Collector) -> String {
-    format!("[telemetry.otlp]\nendpoint = \"{}\"\n", collector.endpoint())
+fn exporting(endpoint: &str) -> String {
+    format!("[telemetry.otlp]\nendpoint = \"{endpoint}\"\n")
 }
 
 const LOGGING: &str = "[telemetry.access_log]\npath = \"/dev/null\"\n";

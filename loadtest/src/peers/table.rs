@@ -222,7 +222,7 @@ fn ratios(samples: &[&Sample], baseline: &[&Sample]) -> Vec<f64> {
     samples.iter().zip(baseline).map(|(one, base)| one.cpu() / base.cpu()).collect()
 }
 
-fn spread(ratios: &[f64]) -> String {
+pub(super) fn spread(ratios: &[f64]) -> String {
     if ratios.is_empty() {
         return "–".to_owned();
     }
