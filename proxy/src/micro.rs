@@ -16,6 +16,7 @@ use telemetry::ledger::Ledger;
 use telemetry::metrics::Registry;
 use telemetry::record::{self, Begin, Method, Protocol, Record, Recorder, ShortText};
 use telemetry::shared_counts::Counts;
+use telemetry::work::{Board, Kind, State};
 use telemetry::{event, site};
 
 use crate::balance::rng::Rng;
@@ -48,6 +49,7 @@ pub fn steps() -> Vec<Step> {
         step("headers: a request of 12 fields", request_fields()),
         step("headers: an answer of 8 fields", response_fields()),
         step("pool: take and put a connection", upstream::micro::checkout()),
+        step("slot: a line of what is going on, 10 polls", slot()),
     ]
 }
 
@@ -125,6 +127,29 @@ fn permit() -> Box<dyn FnMut()> {
     Box::new(move || {
         let _alive = &inventory;
         drop(load.try_acquire().expect("there is room"));
+    })
+}
+
+/// As `ferrule requests` shows a request: on the list, traced, four states, polled by two who hold it
+/// or its beat.
+fn slot() -> Box<dyn FnMut()> {
+    let board = Board::new(1, 1024);
+    let desk = board.desk(0);
+    Box::new(move || {
+        let slot = desk.open(Kind::Request, State::Identify);
+        slot.traced(7);
+        slot.belongs_to(3);
+        [State::Permit, State::Upstream, State::Response].map(|state| slot.enter(state));
+        let mut left = 5;
+        let work = std::future::poll_fn(move |_| {
+            left -= 1;
+            if left == 0 { Poll::Ready(()) } else { Poll::Pending }
+        });
+        let mut noted = pin!(slot.beat().note(work));
+        while noted.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
+            slot.polled();
+        }
+        slot.polled();
     })
 }
 
