@@ -13,7 +13,7 @@ use super::{TlsError, mesh, provider};
 
 /// Whoever has the key of the certificate that it shows; whose that is, is not asked.
 #[derive(Debug)]
-struct Anybody {
+pub(super) struct Anybody {
     algorithms: WebPkiSupportedAlgorithms,
 }
 
@@ -34,15 +34,22 @@ pub(crate) fn client(ca: Option<&Path>) -> Result<ClientConfig, TlsError> {
             builder.with_root_certificates(roots)
         }
         None => {
-            let algorithms = provider().signature_verification_algorithms;
             // Nothing is sent that anybody could not know, and the answer is a status.
-            builder.dangerous().with_custom_certificate_verifier(Arc::new(Anybody { algorithms }))
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(Anybody::new()))
         }
     };
     let mut config = builder.with_no_client_auth();
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     config.resumption = Resumption::disabled();
     Ok(config)
+}
+
+// === impl Anybody ===
+
+impl Anybody {
+    pub(super) fn new() -> Self {
+        Self { algorithms: provider().signature_verification_algorithms }
+    }
 }
 
 impl ServerCertVerifier for Anybody {

@@ -13,8 +13,9 @@ use tokio::io::{DuplexStream, duplex};
 use tokio_rustls::{TlsConnector, client};
 
 use super::*;
+use crate::tls::client::Anybody;
 use crate::tls::{DevCa, MeshTls, provider};
-use clients::{Anybody, OneForAllNames};
+use clients::OneForAllNames;
 use wire::{hello, in_records};
 
 const CLIENT: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
@@ -169,7 +170,7 @@ async fn the_self_signed_certificate_is_served_only_where_none_fits_and_the_port
     let shown = async |name: &str| {
         let (near, far) = duplex(64 * 1024);
         let mut config = node.client(BOTH, &[]);
-        config.dangerous().set_certificate_verifier(Arc::new(Anybody));
+        config.dangerous().set_certificate_verifier(Arc::new(Anybody::new()));
         let name = ServerName::try_from(name.to_owned()).unwrap();
         let near = TlsConnector::from(Arc::new(config)).connect(name, near);
         let port = node.tls.port(&options);
@@ -294,7 +295,7 @@ async fn a_ticket_resumes_under_its_own_name_only() {
 async fn a_ticket_is_good_on_every_port_of_its_name_and_not_in_another_process() {
     let (node, other) = (Node::new(), Node::new());
     let mut config = node.client(&[&TLS13], &[]);
-    config.dangerous().set_certificate_verifier(Arc::new(Anybody));
+    config.dangerous().set_certificate_verifier(Arc::new(Anybody::new()));
     config.resumption = Resumption::store(Arc::new(OneForAllNames::new()));
     let kind = async |node: &Node, alpn: &str| {
         let options = TlsOptions { alpn: vec![alpn.into()], ..TlsOptions::default() };
@@ -316,7 +317,7 @@ async fn sessions_resume_in_the_process_that_takes_over_the_keys() {
     for version in [&TLS13, &TLS12] {
         let (before, after) = (Node::new(), Node::new());
         let mut config = before.client(&[version], &[]);
-        config.dangerous().set_certificate_verifier(Arc::new(Anybody));
+        config.dangerous().set_certificate_verifier(Arc::new(Anybody::new()));
         config.resumption = Resumption::store(Arc::new(OneForAllNames::new()));
         let kind = async |node: &Node| {
             let (client, server) = node.shake(config.clone(), "a.example", node.port()).await;
